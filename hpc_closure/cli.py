@@ -41,6 +41,9 @@ app = typer.Typer(
 config = typer.Typer(
     no_args_is_help=True, help="List, show, check, compare and copy experiment files."
 )
+solver = typer.Typer(no_args_is_help=True, help="Check a reduced solver of your own.")
+
+data = typer.Typer(no_args_is_help=True, help="Check trajectories of others, before training.")
 
 
 def _complete_experiment(incomplete: str) -> list[str]:
@@ -263,6 +266,77 @@ def inspect(
 
 
 @app.command()
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model file, a run folder or a shipped model's name; with --here an exported "
+            "folder."
+        ),
+    ],
+    to: Annotated[Optional[Path], typer.Option("--to", help="Folder to write.")] = None,
+    members: Annotated[
+        Optional[int], typer.Option(help="Number of members that a call draws.")
+    ] = None,
+    points: Annotated[
+        Optional[int], typer.Option(help="Points per side of your grid; default: of the training.")
+    ] = None,
+    interval: Annotated[
+        Optional[int],
+        typer.Option(help="Solver steps from one call to the next; default: as trained."),
+    ] = None,
+    evaluations: Annotated[
+        Optional[int], typer.Option(help="Evaluations of the sampler; default: the model's.")
+    ] = None,
+    march: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Processor: native, x86-64-v3 (AVX2) or x86-64-v4 (AVX-512); default x86-64-v3 "
+            "where it runs."
+        ),
+    ] = None,
+    torchscript: Annotated[
+        bool, typer.Option("--torchscript", help="Also write closure.ts, for FTorch.")
+    ] = False,
+    here: Annotated[
+        bool, typer.Option("--here", help="Compile an exported folder for this machine and torch.")
+    ] = False,
+):
+    """Export a trained closure to a solver in C, C++ or Fortran, which then needs no Python.
+
+    \b
+        hpc-closure export two_regimes --to closure --members 20
+        cmake -S closure -B build -DCMAKE_PREFIX_PATH=...   # of torch, see docs/export.md
+        cmake --build build
+
+    The folder holds the compiled draw, its description, a self-test, hpc_closure.h, .cpp and .f90
+    and a CMakeLists.txt. Your solver links the library and calls hc_open, hc_draw for the states
+    of all members once an interval, hc_save and hc_close. Draws equal those of
+    `closure.process(members, seed=...)` in Python to 2e-6, with the same random bits, and either
+    language continues a process that the other one saved.
+
+    A folder is for one number of members, one grid and one torch (2.13.x, say); on another machine
+    or torch, `hpc-closure export FOLDER --here` compiles it again. It needs g++.
+    """
+    from hpc_closure.tools import export as tool
+
+    if here:
+        asked = {"--to": to, "--members": members, "--points": points, "--interval": interval}
+        asked |= {"--evaluations": evaluations, "--torchscript": torchscript or None}
+        for option, value in asked.items():
+            if value is not None:
+                raise UsageError(
+                    f"{option} is fixed in an exported folder: export the model again"
+                )
+        _end(tool.here(Path(model), march))
+        return
+    if to is None or members is None:
+        missing = "--to FOLDER" if to is None else "--members NUMBER"
+        raise UsageError(f"{missing} is missing, e.g. --to closure --members 20")
+    _end(tool.run(model, to, members, points, interval, evaluations, march, torchscript))
+
+
+@app.command()
 def movie(
     experiment: Experiment,
     overrides: Overrides = None,
@@ -386,7 +460,68 @@ def config_profile(
     config.copy_profile(name, target)
 
 
+@solver.command("check")
+def solver_check(
+    python: Annotated[str, typer.Argument(metavar="SOLVER", help="file.py:Name or module:Name.")],
+    grid: Annotated[int, typer.Option(help="Points per side of the reduced grid.")] = 32,
+    fields: Annotated[int, typer.Option(help="Fields of the state.")] = 1,
+    sides: Annotated[int, typer.Option(help="Sides of the box: 1, 2 or 3.")] = 2,
+    length: Annotated[float, typer.Option(help="Side of the box.")] = 1.0,
+    size: Annotated[float, typer.Option(help="Root mean square of the test states.")] = 1.0,
+):
+    """Check that a solver keeps the rules of reduced.python, one line each.
+
+    A solver has dt and step(v, n), in numpy, torch or JAX: n steps from fields v (members, n, n)
+    or (members, C, n, n). Exit code 1 if a rule fails.
+    """
+    from hpc_closure.tools import solver_check
+
+    try:
+        _end(solver_check.run(python, grid, fields, sides, length, size))
+    except ValueError as error:  # an invalid solver is a usage error (exit code 2)
+        raise UsageError(str(error)) from None
+
+
+@data.command("check")
+def data_check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT-or-FILE",
+            help="An experiment with a section `data`, or a file, folder or 'pattern' of data.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    json: Json = False,
+):
+    """Show what files of others hold, and what is wrong with them.
+
+    HDF5, NetCDF, Zarr and The Well's layout are read where they are. For a FILE a section for an
+    experiment is proposed; with an EXPERIMENT, train and generate make the same check:
+
+    \b
+        data:
+          path: runs/*.nc              # members along files or along a dimension
+          state: {q: q_filtered}       # name of the field: variable
+          closure: {q: forcing}        # U in dV/dt = M~(V) + U; without it, see docs/your_data.md
+          length: 6.283                # of the periodic box
+          interval: 0.2                # time for which one closure stands
+
+    Each fault is one line: code, what was read, what was expected, the way out. A sample of the
+    values is read, at most about 200 MB. With a built-in equation in `physics` the reduced solver
+    checks sign and factor of the closure, the direction of time and the length of the box.
+    Errors are refused by train and generate unless data.accept names their codes; exit code 1 if
+    there are any.
+    """
+    from hpc_closure.tools import data_check
+
+    _end(data_check.run(target, overrides or [], json=json))
+
+
 app.add_typer(config, name="config")
+app.add_typer(solver, name="solver")
+app.add_typer(data, name="data")
 app.add_typer(bench, name="bench", cls=RenamedGroup)
 
 

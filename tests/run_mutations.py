@@ -24,7 +24,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = Path(__file__).with_name("mutations.yaml")
-COPIED = ("hpc_closure", "tests", "setup.cfg", "setup.py")
+COPIED = ("hpc_closure", "tests", "docs", "setup.cfg", "setup.py")
 FAILED = 1  # exit code of pytest; others mean that it could not run the test
 
 

@@ -349,10 +349,19 @@ def test_the_noise_of_a_vector_has_one_memory_and_stays_solenoidal():
     assert float(share) == pytest.approx(correlation, abs=0.25)
 
 
-def test_sensors_are_refused_in_one_line(gaussian):
-    sensors = Sensors(torch.zeros(1), torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="sensors are for flows in two dimensions, this model's"):
+@pytest.mark.parametrize(
+    "values, sides, words",
+    [
+        ((1,), 2, "have 2 coordinates, this model's flow has 3 dimensions"),
+        ((1,), 3, r"shape \(1,\), expected \(..., 3, S\): every sensor reads all fields"),
+        ((3, 1), 3, "trained with conditions.sensors=none: pass sensors=None"),
+    ],
+)
+def test_sensors_that_do_not_fit_are_one_line(gaussian, values, sides, words):
+    sensors = Sensors(torch.zeros(values), torch.zeros(1, sides))
+    with pytest.raises(ValueError, match=words) as error:
         gaussian.sample_hat(Request(U_HAT, range(4), sensors=sensors))
+    assert "\n" not in str(error.value)
 
 
 # ---- baselines

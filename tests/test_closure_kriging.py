@@ -8,6 +8,7 @@ import torch
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.sensors import regular_positions
+from hpc_closure.closure.gaussian.channel_covariance import apply_channels, covariance
 from hpc_closure.closure.gaussian.kriging import Kriging, StationaryGaussian
 
 B = band(6)
@@ -18,7 +19,7 @@ def make_law(decay=0.02):
     return StationaryGaussian(B, spectrum)
 
 
-def covariance(law, one, other):
+def correlated(law, one, other):
     """Dense covariance of the field at two sets of points."""
     k = [B.grid.kx.expand(B.shape).flatten(), B.grid.ky.expand(B.shape).flatten()]
     separation = one[:, None] - other[None]
@@ -33,8 +34,8 @@ def test_posterior_mean_and_std_are_the_dense_ones(noise):
     variance = torch.full((9,), noise**2, dtype=torch.float64)
     gain = Kriging(law, positions, variance)
     grid = regular_positions(16)
-    inner = covariance(law, positions, positions) + torch.diag(variance)
-    cross = covariance(law, grid, positions)
+    inner = correlated(law, positions, positions) + torch.diag(variance)
+    cross = correlated(law, grid, positions)
     innovation = keyed_noise.normals(1, "innovation", [0, 1], 0, 9)
     dense = (cross @ torch.linalg.solve(inner, innovation.T)).T.reshape(2, 16, 16)
     assert torch.allclose(B.to_physical(gain.field(innovation), 16), dense, atol=1e-6)
@@ -54,9 +55,9 @@ def test_matheron_draws_have_the_posterior_covariance():
     errors = keyed_noise.normals(3, "draw", range(count), 0, 5) * variance.sqrt()
     points = regular_positions(4)
     values = B.at(gain.remove(prior, errors), B.phases(points))
-    inner = covariance(law, positions, positions) + torch.diag(variance)
-    cross = covariance(law, points, positions)
-    dense = covariance(law, points, points) - cross @ torch.linalg.solve(inner, cross.T)
+    inner = correlated(law, positions, positions) + torch.diag(variance)
+    cross = correlated(law, points, positions)
+    dense = correlated(law, points, points) - cross @ torch.linalg.solve(inner, cross.T)
     sampled = values.T @ values / count
     assert (sampled - dense).abs().max() < 0.08 * law.variance
 
@@ -102,3 +103,65 @@ def test_capped_gain_leaves_weak_shells_alone():
     )
     assert torch.equal(mask.bool(), (power > 1e-6 * law.variance)[shell])
     assert bool((whiten[mask == 0] == 0).all()) and bool((mask == 0).any())
+
+
+def several(sides, fields):
+    """A law of some fields on a line, a plane or a cube: band, law, factors across fields."""
+    b = band(2, 1.5, sides)
+    spectrum = torch.exp(-0.3 * b.group_k2.double())
+    law = StationaryGaussian(b, torch.stack([(1 + 3 * c) * spectrum for c in range(fields)]))
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(2, fields, fields, *b.shape, generator=generator).double()
+    hermitian = b.hermitian(torch.complex(*factors))  # fields are real
+    hermitian[(..., *[0] * sides)].imag.zero_()
+    return b, law, torch.stack([hermitian.real, hermitian.imag])
+
+
+def dense_of(b, law, factors, one, other):
+    """Covariance of all fields at two sets of points by sums over modes, (C P, C P')."""
+    s = covariance(factors, b.spread(law.spectrum)).flatten(2)
+    k = torch.stack([side.expand(b.shape).flatten() for side in b.grid.k]).double()
+    phase = torch.exp(1j * ((one[:, None] - other[None]) @ k.to(one)))
+    weighted = s * b.weights.flatten()
+    return torch.einsum("ijm,pqm->ipjq", weighted, phase.to(s)).real.flatten(2).flatten(0, 1)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+@pytest.mark.parametrize("sides, fields", [(1, 2), (2, 3), (3, 2)])
+def test_several_fields_have_the_dense_posterior_of_all_of_them(sides, fields, noise):
+    """A reading of one field corrects the others; factors are complex, as of phase lags."""
+    b, law, factors = several(sides, fields)
+    positions = 1.5 * keyed_noise.uniforms(0, "positions", range(2), 0, sides)
+    variance = noise**2 * torch.arange(1.0, 1 + fields).double().repeat_interleave(2)
+    gain = Kriging(law, positions, variance, channels=factors)
+    grid = regular_positions(6, 1.5, sides)
+    inner = dense_of(b, law, factors, positions, positions) + torch.diag(variance)
+    cross = dense_of(b, law, factors, grid, positions)
+    innovation = keyed_noise.normals(1, "innovation", [0, 1], 0, 2 * fields)
+    dense = cross @ torch.linalg.solve(inner, innovation.T)
+    expected = dense.T.reshape(2, fields, *(6,) * sides)
+    found = gain.field(innovation)
+    assert torch.allclose(b.to_physical(found, 6), expected, atol=1e-6 * float(expected.std()))
+    prior = dense_of(b, law, factors, grid, grid).diagonal()
+    left = prior - (cross * torch.linalg.solve(inner, cross.T).T).sum(1)
+    share = (left.clamp(min=0) / prior).sqrt().reshape(1, fields, *(6,) * sides)
+    assert torch.allclose(gain.std(6), share, atol=1e-4)
+    if not noise:
+        assert torch.allclose(gain.at_sensors(found), innovation, atol=1e-8)
+
+
+def test_draws_of_several_fields_have_the_dense_posterior_covariance():
+    b, law, factors = several(2, 2)
+    count, positions = 4000, 1.5 * keyed_noise.uniforms(0, "positions", range(3), 0, 2)
+    variance = torch.full((6,), 0.5, dtype=torch.float64)
+    gain = Kriging(law, positions, variance, channels=factors)
+    key = keyed_noise.Key(3, "draw", range(count), 0)
+    white = keyed_noise.white_fields(b, key, keyed_noise.STREAM_BASE, torch.device("cpu"), (2,))
+    prior = apply_channels(factors, law.coloured(white))
+    values = gain.remove(prior, keyed_noise.normals(*key, 6) * variance.sqrt())
+    points = regular_positions(3, 1.5)
+    sampled = b.values(values, points).flatten(1)
+    inner = dense_of(b, law, factors, positions, positions) + torch.diag(variance)
+    cross, whole = (dense_of(b, law, factors, points, at) for at in (positions, points))
+    dense = whole - cross @ torch.linalg.solve(inner, cross.T)
+    assert (sampled.T @ sampled / count - dense).abs().max() < 0.08 * float(whole.max())

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from closure_case import fitted, law_of, states_of
 from safetensors import safe_open
 from safetensors.torch import save as serialize
 
 import hpc_closure
+from hpc_closure.closure import artifact
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.process import Memory, Process
 from hpc_closure.spectral.modes.grid import to_fields, to_spectra
@@ -220,3 +222,23 @@ def test_arrays_of_jax_come_back_as_arrays_of_jax(closure):
     drawn = begun(closure)(jax.numpy.asarray(state))
     assert isinstance(drawn, jax.Array)
     assert np.array_equal(np.asarray(drawn), begun(closure)(state))
+
+
+def test_members_beyond_the_range_of_the_training_are_counted(closure, tmp_path):
+    """Old models do not know the range; a trained one holds it, in its file as well."""
+    process = begun(closure)
+    process(states(1)[0])
+    assert process.beyond is None
+    model = fitted(law_of(), 60, preset="gaussian")
+    target = {"kind": "diffusion", "interval": 1, "dt": 0.01}
+    artifact.save(model, tmp_path / "model.safetensors", target=target, provenance={})
+    trained = hpc_closure.load(tmp_path / "model.safetensors")
+    drawn = trained.process(4)
+    drawn(states_of(4).numpy())  # states of the training
+    shells = trained.model.band.grid.num_shells
+    assert drawn.beyond.shape == (shells,) and not bool(drawn.beyond.any())
+    outside = states_of(4).numpy()
+    outside[0] *= 100
+    outside[1] *= 1e-3
+    drawn(outside)
+    assert drawn.beyond[1:4].tolist() == [0.5] * 3 and float(drawn.beyond[0]) == 0

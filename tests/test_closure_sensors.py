@@ -100,3 +100,42 @@ def test_training_sees_every_layout_by_its_weight_and_none(layouts):
         assert shown.positions.shape == (count, 2) and float(shown.positions.max()) < 2.0
         moved = not torch.equal(shown.positions, training_layout(layout, 4, 2.0, 0.25).positions)
         assert moved == (layout.kind == "scattered")
+
+
+@pytest.mark.parametrize("sides", [1, 2, 3])
+@pytest.mark.parametrize("layout", [{"number": 4}, {"layout": "scattered", "number": 5}])
+def test_every_field_is_read_at_places_of_one_to_three_sides(sides, layout):
+    generator = torch.Generator().manual_seed(1)
+    b = band(3, 2.0, sides)
+    field = torch.randn(2, 3, *(8,) * sides, generator=generator, dtype=torch.float64)
+    field = b.to_physical(b.to_spectral(field), 8)
+    sensors = observe(field, SensorLayout(**layout), 4, range(2), 0, 2.0, sides)
+    number = 4 ** sides if sensors.positions.shape[0] != 5 else 5
+    assert sensors.values.shape == (2, 3, number) and sensors.positions.shape == (number, sides)
+    assert len({tuple(place) for place in sensors.positions.tolist()}) == number
+    values = b.values(b.to_spectral(field), sensors.positions)
+    assert torch.allclose(values, sensors.values, atol=1e-12)
+
+
+def test_errors_of_each_field_are_a_multiple_of_its_own_rms():
+    field = torch.stack([fields(), 100 * fields()], dim=1)
+    layout = SensorLayout(number=24, noise=0.5)
+    sensors = observe(field, layout, 4, range(3), 0)
+    errors = sensors.values - field.flatten(2)
+    small, large = sensors.noise_std
+    assert large == pytest.approx(100 * small)
+    for number, std in enumerate(sensors.noise_std):
+        assert float(errors[:, number].std() / std) == pytest.approx(1, abs=0.1)
+    variances = sensors.variances(2)
+    assert variances.shape == (2 * 24**2,) and float(variances[-1]) == pytest.approx(large**2)
+    fixed = observe(field, layout, 4, range(3), 0, rms=torch.tensor([2.0, 4.0]))
+    assert fixed.noise_std == (1.0, 2.0)
+
+
+def test_readings_that_do_not_fit_are_one_line():
+    with pytest.raises(ValueError, match=r"expected \(S, 2\), on a line \(S, 1\)"):
+        Sensors(torch.zeros(3), torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="2 numbers in noise_std but values of shape"):
+        Sensors(torch.zeros(3), torch.zeros(3, 2), (0.1, 0.2))
+    with pytest.raises(ValueError, match="noise_std=-1, expected a number >= 0"):
+        Sensors(torch.zeros(3), torch.zeros(3, 2), -1)

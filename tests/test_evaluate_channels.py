@@ -317,7 +317,9 @@ def test_figures_of_channels_are_separate_files(layers):
             assert f"{stem}_{layer}.png" in names
         for stem in ("error", "state", "state_spectra"):
             assert f"{stem}_subgrid_{layer}.png" in names
+    assert "closure.png" in names  # of both layers
     page = Run.of(layers).report.read_text()
+    assert "Closure of each field at the held-out state of median power" in page
     assert "q_lower, subgrid, sensors: none" in page
     assert "Subgrid, no sensors, 16² grid, q_upper" in page
     # and the slider of the first channel has a frame per stored time

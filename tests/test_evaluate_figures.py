@@ -14,10 +14,11 @@ from test_evaluate_pointwise import normal, stationary
 
 from hpc_closure.evaluate.methods import Moments
 from hpc_closure.evaluate.report import drawn, figures
-from hpc_closure.evaluate.report.example_state import OneState
+from hpc_closure.evaluate.report.example_state import FieldsOfState, OneState, median
 from hpc_closure.evaluate.report.gallery import (
     Album,
     illustrate_closure,
+    illustrate_closures,
     illustrate_cost,
     illustrate_coupled,
     illustrate_frontier,
@@ -94,6 +95,18 @@ def history(phases):
     return rows
 
 
+UNITS = {"moisture": "1/time", "rain": "(1/time)/time"}
+
+
+def fields_of_state(sides=2):
+    """Closures of two fields, the second a thousand times the first."""
+    sizes = torch.tensor([1.0, 1e3], dtype=torch.float64).view(2, *[1] * sides)
+    truth, other, one, two, none, spread = sizes * normal(6, 2, *[8] * sides).double()
+    tiles = {"truth (DNS)": truth, "DNS, same past": other, "model: sample 1": one}
+    tiles |= {"model: sample 2": two, "no generator: sample": none}
+    return FieldsOfState(tuple(UNITS), tiles, spread.abs(), "a held-out state")
+
+
 def drawn_texts(figure):
     """Texts on the page with their boxes in pixels."""
     canvas = FigureCanvasAgg(figure)
@@ -134,6 +147,7 @@ def check_layout(figure):
 def all_figures(generated, coupled):
     yield figures.closure(one_state("mean_gp", scale=3e-4))
     yield figures.closure(one_state(scale=200))
+    yield figures.closures_of_fields(fields_of_state(), UNITS)
     yield figures.fields(generated.examples, ("model", "oracle"), quantity="G")
     yield figures.fields(coupled.examples, ("model",), quantity="vorticity", unit="1/s")
     yield figures.spectra(generated.spectra, generated.spread_spectra, quantity="G")
@@ -217,6 +231,33 @@ def test_spreads_share_one_scale_from_zero_and_densities_are_of_the_values():
         density, edges, _ = patch.get_data()
         mean = (density * (edges[1:] ** 2 - edges[:-1] ** 2)).sum() / 2
         assert mean == pytest.approx(float(shown.values[name].mean()), abs=0.1)
+
+
+@pytest.mark.parametrize("sides", [2, 3])
+def test_every_field_has_a_row_of_truth_and_samples_with_its_own_scale(tmp_path, sides):
+    shown = fields_of_state(sides)
+    figure = figures.closures_of_fields(shown, UNITS)
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    assert len(images) == 2 * 6
+    for row, scale in enumerate((1.0, 1e-3)):
+        tiles = [*shown.tiles.values(), shown.spread]
+        line = images[6 * row : 6 * row + 6]
+        for image, tile in zip(line, tiles, strict=True):
+            expected = scale * figures.plane(tile[row])
+            assert torch.allclose(torch.as_tensor(image.get_array()).T, torch.tensor(expected))
+        assert len({image.get_clim() for image in line[:5]}) == 1
+    labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
+    assert labels[0].startswith("U of moisture\n[1/time]")
+    assert labels[1].startswith("U of rain\n[$10^{3}$ (1/time)/time]")
+    picture = illustrate_closures(shown, Album(tmp_path, ["png"]), {"moisture": "", "rain": "x"})
+    assert picture.png.name == "closure.png" and "the same resolved past" in picture.caption
+    assert ("plane z = 0" in picture.caption) == (sides == 3)
+
+
+def test_the_state_shown_has_median_power_of_all_fields_alike():
+    power = torch.tensor([[4.0, 1.0], [1.0, 2.0], [2.0, 9.0]])  # relative: 1.71, 0.99, 2.3 halves
+    closures = power.sqrt()[..., None, None] * torch.tensor([1.0, 1e3])[:, None, None]
+    assert median(closures.expand(3, 2, 4, 4)) == 0
 
 
 def test_diverged_and_missing_values_are_left_out_of_lines():

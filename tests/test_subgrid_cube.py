@@ -184,3 +184,15 @@ def test_what_a_cube_does_not_have_is_one_line(path, changes, words):
 def test_a_baseline_of_a_cube_is_refused_on_a_plane():
     with pytest.raises(ValueError, match="is for flows in 3 dimensions, vorticity2d has 2: use"):
         reading.load("subgrid_quick", ["model.preset=stochastic_smagorinsky"])
+
+
+def test_data_with_divergence_are_refused_before_training(path, run, monkeypatch):
+    read = DataSet.read
+
+    def exchanged(self, member, index, field="state", grid=None):
+        return read(self, member, index, field, grid)[[1, 0, 2]]
+
+    monkeypatch.setattr(DataSet, "read", exchanged)
+    experiment = reading.load(path, ["name=exchanged", "use.data=cube"])
+    with pytest.raises(ValueError, match=r"the velocity \(u, v, w\) of member 0 .* divergence"):
+        train.run(experiment, Options(verbosity=-1))

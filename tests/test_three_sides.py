@@ -24,7 +24,8 @@ physics: {{equation: navier_stokes_3d, length: 6.283185307179586, viscosity: 0.0
           forcing: {{kind: power, power: 0.2, reach: 1.5}}, noise: {{kind: none}},
           initial: {{kind: band, wavenumber: 2, width: 1.0, energy: 0.3}}}}
 generate: {{grid: 16, dt: 2.0e-2, scheme: etdrk4, members: 8, t_end: 2.0, interval: 5,
-           closure: subgrid, certificate: reported, record: {{start: 0.5, every: 0.1, grid: 8, fields: [velocity]}}}}
+           closure: subgrid, certificate: reported,
+           record: {{start: 0.5, every: 0.1, grid: 8, fields: [velocity]}}}}
 model: {{preset: gaussian, conditions: {{sensors: none, previous_closures: 1}}}}
 train: {{split: [0.5, 0.25, 0.25], steps: 1, batch: 4}}
 reduced: {{step: 1}}

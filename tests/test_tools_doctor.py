@@ -50,7 +50,7 @@ def test_a_core_install_cannot_evaluate(monkeypatch, capsys):
     monkeypatch.setattr(extras, "installed", lambda one: one not in optional and real(one))
     doctor_checks._imported.cache_clear()
     names = ("numpy", "pandas", "matplotlib", "jinja2", "tensorboard", "deepspeed", "submitit")
-    chosen = [BY_NAME[name] for name in (*names, "MPI library", "xarray")]
+    chosen = [BY_NAME[name] for name in (*names, "MPI library", "netCDF4")]
     assert doctor.run(checks=chosen) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "cannot run: evaluate (pandas, matplotlib, jinja2)"

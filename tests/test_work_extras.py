@@ -158,7 +158,7 @@ def test_a_broken_package_is_one_line_that_names_the_doctor(
 
 
 def test_commands_for_several_extras():
-    assert extras.command("xarray", "mpi4py") == "pip install 'hpc_closure[hpc,data]'"
+    assert extras.command("zarr", "mpi4py") == "pip install 'hpc_closure[hpc,data]'"
     assert extras.command("numpy") == "pip install hpc_closure"
     extras.need("this test", "numpy", "json")
     with pytest.raises(extras.MissingPackage, match="this test needs no_such, which is not"):

@@ -358,6 +358,34 @@ def gradient(
 
 
 @app.command()
+def solver(
+    python: Annotated[
+        str,
+        typer.Argument(metavar="SOLVER", help="A reduced solver, file.py:Name or module:Name."),
+    ],
+    grid: Grid = 64,
+    members: Annotated[int, typer.Option(help="Members.")] = 8,
+    interval: Annotated[
+        str, typer.Option(help="Steps between two closures.", metavar="N,...")
+    ] = "1,4,16",
+    steps: Steps = 0,
+    repeats: Repeats = 5,
+    seconds: Seconds = 0.5,
+    threads: Threads = 1,
+    json: Json = None,
+):
+    """Measure what the package adds to the steps of a user's solver of one field on a plane."""
+    from hpc_closure.bench import bridge as bench
+    from hpc_closure.bench.measure import Timing
+
+    with _usage(), _recording(json, "cpu", threads) as records:
+        timing = Timing(steps, repeats, seconds)
+        intervals = _numbers("--interval", interval)
+        records += bench.run(python, grid, members, intervals, timing)
+        _print(records, bench.COLUMNS)
+
+
+@app.command()
 def switches(
     grid: Grid = 64,
     members: Ensembles = "1,100",

@@ -20,6 +20,7 @@ from hpc_closure.closure import artifact
 from hpc_closure.closure.compatibility import check_model
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.layout import COUNTED
+from hpc_closure.data.opening import open_data
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
@@ -57,7 +58,8 @@ def run(
     """
     check_model(experiment)
     folder = Run.of(experiment)
-    data = DataSet(HeldOut.of(experiment).run.data)
+    held = HeldOut.of(experiment)
+    data = open_data(held.experiment, held.run)
     closure = artifact.load(folder.model).to(device)
     rollout = experiment.rollout.model_copy(
         update={"references": ("none",), "rungs": (), "after_release": 0.0}

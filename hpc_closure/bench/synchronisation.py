@@ -1,7 +1,7 @@
 """Do unresolved scales follow the resolved ones? Growth rates and widths for several cut-offs.
 
-A *twin* is a DNS whose modes up to a cut-off are overwritten with those of a first trajectory after
-every step, under the same forcing. For each cut-off:
+A *twin* is a DNS whose modes up to a cut-off are overwritten with those of a first trajectory
+after every step, under the same forcing. For each cut-off:
 
 * ``growth``: rate at which a small difference of the other modes grows, 1/time, the conditional
   Lyapunov exponent (Pecora and Carroll, Phys. Rev. Lett. 64, 1990). Below zero the unresolved

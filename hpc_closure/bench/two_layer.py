@@ -27,7 +27,7 @@ from hpc_closure.closure.compatibility import check_model
 from hpc_closure.closure.fields.features import Features
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.data.held_out import HeldOut
-from hpc_closure.data.reader import DataSet
+from hpc_closure.data.opening import open_data
 from hpc_closure.evaluate.scores.pointwise import wasserstein1
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Experiment
@@ -184,7 +184,8 @@ def run(
     closure = artifact.load(Run.of(experiment).model).to(device)
     rollout = experiment.rollout.model_copy(update={"baselines": (), "rungs": ()})
     alone = experiment.model_copy(update={"rollout": rollout})
-    data = DataSet(HeldOut.of(experiment).run.data)
+    held = HeldOut.of(experiment)
+    data = open_data(held.experiment, held.run)
     coupled = coupled_run(alone, closure, data, range(members), device)
     start(coupled, data, alone)
     found = climate()

@@ -170,6 +170,21 @@ class Closure:
         """Number of shells of a draw that may be rescaled (``Request.tell``); 0 = none."""
         return self.model.guarded
 
+    def beyond_training(self, state_hat: Tensor) -> Tensor | None:
+        """Mark shells (M, shells) in which states are outside the range of the training.
+
+        The range of a shell of wavenumbers reaches from the least to the largest power that it has
+        in a training state.
+
+        Args:
+            state_hat: (M, 2K + 1, K + 1) retained spectra.
+
+        Returns:
+            bool, or None if the model file does not hold the range; older files do not.
+        """
+        with torch.no_grad():
+            return self.model.beyond_training(state_hat.to(self.device))
+
     def evaluations(self, requested: int | None = None) -> int:
         """Return the evaluations of the generator per sample; 0 if it does not act."""
         if not self.model.score_active:

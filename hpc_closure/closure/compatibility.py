@@ -40,7 +40,16 @@ def check_model(experiment: Experiment) -> None:
     """Raise ValueError unless the model that the experiment trains or uses exists and fits."""
     run = Run.of(experiment)
     if run.model_file:
-        return check_fits(run.model_file, experiment, f"use.model={experiment.use.model}")
+        key = f"use.model={experiment.use.model}"
+        check_fits(run.model_file, experiment, key)
+        read = read_header(run.model_file).config.get("conditions", {}).get("sensors", "none")
+        for name in ("rollout", "evaluate"):
+            if getattr(experiment, name).sensors and read == "none":
+                raise ValueError(
+                    f"{key}: trained with conditions.sensors=none, but {name}.sensors is set: "
+                    "remove it, or use a model with conditions.sensors=optional"
+                )
+        return None
     if not run.model.exists():
         raise ValueError(f"{run.model}: no trained model; run `hpc-closure train` first")
     if not is_made_by(run.model, experiment):

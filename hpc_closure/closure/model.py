@@ -206,6 +206,24 @@ class ClosureModel(nn.Module, ModelKind, ABC):
         """
         return None
 
+    @property
+    def has_range(self) -> bool:
+        """Whether the model knows the range of its training states (:meth:`beyond_training`)."""
+        return False
+
+    def beyond_training(self, state_hat: Tensor) -> Tensor | None:
+        """Mark shells (B, shells) in which states are outside the range of the training.
+
+        The range of a shell reaches from the least to the largest power of a training state.
+
+        Args:
+            state_hat: (B, ...) retained spectra of any number of modes.
+
+        Returns:
+            bool, or None if the model does not know the range, as that of an older file.
+        """
+        return None
+
     @abstractmethod
     def parts(self) -> list[PartReport]:
         """List the parts of the model in order."""

@@ -110,6 +110,9 @@ class Process:
         states: states that were read, newest last; spectra (M, ...).
         closures: last closures, newest first; spectra (M, ...).
         failed: (M,) bool, members whose last draw is not finite.
+        beyond: (shells,) share of the members whose last state was outside the range of the
+            training, in each shell of wavenumbers. Only calls with fields set it; None before the
+            first, and if the model file does not hold the range.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a closure in a solver
@@ -131,6 +134,7 @@ class Process:
         self.states: deque[Tensor] = deque(maxlen=memory.frames * memory.lag)
         self.closures: deque[Tensor] = deque(maxlen=memory.previous)
         self.failed = torch.zeros(len(self.ids), dtype=torch.bool)
+        self.beyond: Tensor | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -178,6 +182,8 @@ class Process:
             )
         size, (_, sides) = tensor.shape[-1], self._form
         spectra = to_spectra(tensor, retained_modes(size), sides)
+        marks = getattr(self.closure, "beyond_training", lambda _: None)(spectra)
+        self.beyond = None if marks is None else marks.double().mean(0)
         return as_given(to_fields(self.draw_hat(spectra, sensors, size), size, sides), state)
 
     def draw_hat(

@@ -129,7 +129,8 @@ def check(
     if states is not None and rows != states:
         raise ValueError(f"{rows} states for {states} lists of members: one row per list")
     if request.sensors is not None:
-        readings = request.sensors.values.shape[:-1].numel()
+        lead = request.sensors.values.shape[: -2 if channels > 1 else -1]
+        readings = lead.numel()
         if readings not in (1, rows, rows if states else len(members)):
             raise ValueError(f"sensors hold {readings} rows of readings for {rows} states")
     for name in PAST:

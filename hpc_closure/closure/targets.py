@@ -16,13 +16,19 @@ steps of the full system. All functions take and return retained spectra.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
+from hpc_closure.experiment.user_modules import load_python
 from hpc_closure.spectral.differentiable import DifferentiableSolver
+from hpc_closure.spectral.ensemble import Ensemble
 from hpc_closure.spectral.modes.grid import resize
+from hpc_closure.spectral.outside.problem import OutsideProblem
+from hpc_closure.spectral.outside.simulation import OutsideGradient
+from hpc_closure.spectral.outside.solver import EXPECTED, OutsideSolver, is_solver
 from hpc_closure.spectral.problem import REMOVABLE, Problem
-from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.simulation import Simulation, simulation_of
 
 QUOTED_FACTOR = {"diffusion": 2.0, "convection": 1.0, "subgrid": 1.0}
 
@@ -39,17 +45,37 @@ def reduced_problem(problem: Problem, grid: int, kind: str, stride: int = 1) -> 
         grid: points per side of the reduced solver.
         kind: kind of the closure.
         stride: steps of the full system per step of the reduced solver (subgrid).
+
+    Raises:
+        ValueError: the user's reduced solver cannot be imported, or does not fit.
     """
     if kind in REMOVABLE:
         return problem.replace(grid=grid, removed=kind)
+    if problem.reduced_python:
+        solver = users_solver(problem.reduced_python)
+        if hasattr(solver.solver, "coarse") and problem.physics.equation != "external":
+            raise ValueError(
+                f"{solver.name}: coarse(fine) is for data of others; a DNS of this package is "
+                "truncated to the modes of the reduced grid: remove it"
+            )
+        return OutsideProblem.of_solver(problem, grid, solver)
     bare = problem.physics.without_noise()
     scheme = "ab3_plain" if problem.scheme == "ab3" else problem.scheme
     return problem.replace(grid=grid, dt=stride * problem.dt, scheme=scheme, **bare)
 
 
-def advance_with(
-    simulation: Simulation, kind: str, span: float, tendency_hat: torch.Tensor
-) -> None:
+@lru_cache(maxsize=None)
+def users_solver(python: str, key: str = "reduced.python") -> OutsideSolver:
+    """Import the solver that ``file.py:Name`` or ``module:Name`` names, once per process.
+
+    Raises:
+        ValueError: there is no such solver, or it does not fit.
+    """
+    found = load_python(key, python, EXPECTED, is_solver)
+    return OutsideSolver(found, f"{key}={python}")
+
+
+def advance_with(simulation: Ensemble, kind: str, span: float, tendency_hat: torch.Tensor) -> None:
     """Advance the reduced solver by a time ``span`` under a constant closure (B, ...).
 
     The subgrid target is the defect of the reduced map, so it is added after that map. The map
@@ -63,14 +89,14 @@ def advance_with(
         simulation.state.add_(tendency_hat, alpha=span)
 
 
-def corrected_by(simulation: Simulation, span: float, draw: Callable[[], torch.Tensor]) -> None:
+def corrected_by(simulation: Ensemble, span: float, draw: Callable[[], torch.Tensor]) -> None:
     """Advance by a time ``span``, and add a subgrid closure, ``draw()``, of the state reached."""
     simulation.forget().advance(simulation.problem.steps_in(span))
     simulation.state.add_(draw(), alpha=span)
 
 
 def traced_with(
-    solver: DifferentiableSolver,
+    solver: DifferentiableSolver | OutsideGradient,
     kind: str,
     span: float,
     state: torch.Tensor,
@@ -115,7 +141,7 @@ class Target:
 
     def __init__(self, kind: str, interval: int, reduced: Problem | None = None):
         self.kind, self.interval, self.reduced = kind, interval, reduced
-        self._solver: Simulation | None = None  # reduced solver, created at the first use
+        self._solver: Ensemble | None = None  # reduced solver, created at the first use
 
     @property
     def lookahead(self) -> int:
@@ -147,7 +173,7 @@ class Target:
         modes, gather = self.reduced.make_grid().mode_counts, simulation.transform.gather
         start = resize(gather(simulation.state), modes)
         if self._solver is None or self._solver.members != simulation.members:
-            self._solver = Simulation(
+            self._solver = simulation_of(
                 self.reduced, simulation.members, simulation.seed, device=simulation.device
             )
         span = self.interval * simulation.problem.dt

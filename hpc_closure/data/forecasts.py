@@ -14,8 +14,9 @@ import torch
 
 from hpc_closure.data.layout import STATE
 from hpc_closure.data.reader import DataSet
+from hpc_closure.spectral.ensemble import Ensemble
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.simulation import simulation_of
 
 
 class Forecaster:
@@ -28,12 +29,12 @@ class Forecaster:
 
     def __init__(self, problem: Problem, span: float):
         self.problem, self.steps = problem, problem.steps_in(span)
-        self._solver: Simulation | None = None
+        self._solver: Ensemble | None = None
 
     def after(self, states: np.ndarray) -> np.ndarray:
         """Return the states after the interval, float64, both (B, n, n) or (B, C, n, n)."""
         if self._solver is None or len(self._solver.members) != len(states):
-            self._solver = Simulation(self.problem, range(len(states)), 0)
+            self._solver = simulation_of(self.problem, range(len(states)), 0)
         solver, fields = self._solver, torch.from_numpy(np.ascontiguousarray(states)).double()
         spectra = solver.transform.to_spectral(fields)
         solver.load_state(0, spectra).advance(self.steps)

@@ -135,6 +135,7 @@ def _check_problem(held: HeldOut, experiment: Experiment) -> None:
     )
     for settings in (second_settings, own_settings):
         del settings["seed"]
+        settings.pop("data", None)  # other files
         settings.pop("reduced", None)  # the step of the reduced solver is compared below
     for name, second_value, own_value in reading.differences(second_settings, own_settings):
         raise ValueError(
@@ -158,8 +159,9 @@ def _check_problem(held: HeldOut, experiment: Experiment) -> None:
 def _check_complete(held: HeldOut, experiment: Experiment) -> None:
     """Raise ValueError unless the second data set is complete and long enough."""
     key, other = f"use.test={held.second}", held.experiment
+    in_place = other.data is not None and other.data.in_place
     ledger = held.books("generate")
-    if reason := ledger.incomplete(ledger.survey()):
+    if not in_place and (reason := ledger.incomplete(ledger.survey())):
         raise ValueError(f"{key}: {reason}")
     last = experiment.rollout.t_end
     if other.generate.closure == "subgrid" and other.generate.t_end < last - 1e-9:
@@ -179,6 +181,14 @@ def check_seed(held: HeldOut, trained: Experiment, what: str) -> None:
         trained: the experiment that trained it.
         what: the setting that names the model, with its value.
     """
+    mine, others = held.experiment.data, trained.data
+    if mine and mine.found and others and others.found:  # files of others have no seed
+        if held.second and mine.found.sha256 == others.found.sha256:
+            raise ValueError(
+                f"use.test={held.second}: its files are those of the training data ({what}); "
+                "name a run with other files"
+            )
+        return
     if held.second and trained.seed == held.seed:
         raise ValueError(
             f"use.test={held.second}: its seed {held.seed} is that of the training data ({what}), "

@@ -210,7 +210,15 @@ def _differs(other: Experiment, experiment: Experiment) -> str:
             for key in SETTINGS
         ),
     ]
+    conditioned = experiment.generate.closure == "subgrid" and experiment.rollout.sensors
     for key, there, here in pairs:
+        if key == "rollout.sensors" and conditioned:
+            continue  # the truth is the start's own trajectory, whatever a run reads of it
+        if key == "rollout.sensors" and there and experiment.generate.closure == "subgrid":
+            return (
+                "its coupled run reads sensors, so its truth is the start's own trajectory: name "
+                "this run in its evaluate.compare"
+            )
         if there != here:
             return f"its coupled run has {key}={there}, here {here}"
     if other.rollout.t_end < experiment.rollout.t_end:

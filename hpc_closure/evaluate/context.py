@@ -11,6 +11,7 @@ from hpc_closure.closure.part_report import is_closed_form
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.forecasts import Forecaster
 from hpc_closure.data.held_out import HeldOut
+from hpc_closure.data.opening import open_data
 from hpc_closure.data.reader import CoupledEnsemble, DataSet, strided
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
@@ -37,6 +38,8 @@ class Snapshots:
         history: the H earlier states, (S, H, n, n), newest first, or None.
         previous: the P earlier closures, (S, P, n, n), newest first, or None.
         keys: (member, index of the stored time) of each snapshot.
+        own: closures of the trajectories themselves, (S, n, n). With replicas ``closures`` are
+            those of the first replica instead. Sensors read these.
     """
 
     states: Tensor
@@ -44,6 +47,7 @@ class Snapshots:
     history: Tensor | None
     previous: Tensor | None
     keys: list[tuple[int, int]]
+    own: Tensor
 
     @property
     def trajectories(self) -> Tensor:
@@ -81,9 +85,9 @@ class Inputs:
         }
         self.scores = registry.load(experiment.evaluate.scores)
         self.test_set = HeldOut.of(experiment)
-        self.data = self.training = DataSet(self.test_set.run.data)
+        self.data = self.training = open_data(self.test_set.experiment, self.test_set.run)
         if self.test_set.second:
-            self.training = DataSet(self.run.data)
+            self.training = open_data(experiment)
         tests = self.data.split(self.test_set.split)["test"]
         self.parts = {**self.training.split(experiment.train.split), "test": tests}
         self.window = self._window(self.data)
@@ -180,7 +184,7 @@ class Inputs:
             before = [fields(name, lag) for lag in range(1, count + 1)]
             return torch.stack(before, dim=1) if before else None
 
-        closures = fields("closure")
+        closures = own = fields("closure")
         if self.replicas is not None:  # truth and reference must be draws of the same law
             closures = torch.stack([self.closures_of_replicas(key, grid)[0] for key in keys])
         return Snapshots(
@@ -189,12 +193,20 @@ class Inputs:
             earlier("state", past.states),
             earlier("closure", past.closures),
             keys,
+            own,
         )
 
     def reduced(self, grid: int) -> Problem:
         """Return the problem that the reduced solver integrates on a grid, with its time step."""
         stride = Choices(self.experiment).stride
         return reduced_problem(self.experiment.problem, grid, self.target, stride)
+
+    def equation(self, grid: int) -> Problem | None:
+        """Return the problem whose terms this package has; None for equation ``external``."""
+        problem = self.experiment.problem.replace(reduced_python="")
+        if problem.physics.equation == "external":
+            return None
+        return reduced_problem(problem, grid, self.target, Choices(self.experiment).stride)
 
     def cut(self, fields: Tensor) -> Tensor:
         """Truncate fields (..., n, n) to the grid ``known_grid``, whose modes a start fixes."""
@@ -208,9 +220,12 @@ class Inputs:
     def origin(self, snapshots: Snapshots) -> Origin:
         """Return trajectories and, for the budget, the states after a reduced-solver interval.
 
-        The budget is that of one field; with several channels there are no states.
+        The budget is that of one field; with several channels, and without a reduced solver,
+        there are no states.
         """
-        if self.channels:
+        experiment = self.experiment
+        unsolved = experiment.physics.equation == "external" and not experiment.reduced.python
+        if self.channels or unsolved:
             return Origin(snapshots.trajectories)
         span = self.experiment.generate.closure_interval
         return Origin(snapshots.trajectories, self.forecast(snapshots.states), span)

@@ -25,6 +25,7 @@ from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
 from hpc_closure.spectral.modes.resolution import retained_modes
 
 NO_MEAN_GP = "the model has no mean and Gaussian law of its own"
+UNREAD = "replicas are draws of the law without readings, scored in other tables"
 # grid values drawn in one batch: on a CPU more exceed its caches, on a GPU fewer leave it idle
 BATCH_VALUES = {"cpu": 2**17, "cuda": 2**21}
 RANKED_SHELLS = 6  # higher shells hold less than 2e-4 of the published noise's variance
@@ -65,14 +66,17 @@ class Methods:
         self.inputs, self.snapshots = inputs, snapshots
         self.layout, self.pool = layout, pool
         experiment = inputs.experiment
-        self.sensors_in_words = layout_name(layout)
+        self.sides = inputs.dimensions
+        self.sensors_in_words = layout_name(layout, self.sides)
         self.seed = experiment.evaluate.seed
         self.grid = snapshots.states.shape[-1]
         self.readings = None
         if layout is not None:
             rows = range(len(snapshots.states))
             length = experiment.physics.length
-            self.readings = observe(snapshots.closures, layout, experiment.seed, rows, 0, length)
+            self.readings = observe(
+                self.truth, layout, experiment.seed, rows, 0, length, self.sides
+            )
         problem = experiment.problem.replace(grid=self.grid)
         self.law = None  # exact laws are those of one field
         if not inputs.channels:
@@ -80,6 +84,11 @@ class Methods:
         refusals = {name: self._refusal(one) for name, one in inputs.compared.items()}
         self.refusals = {name: reason for name, reason in refusals.items() if reason}
         self._last: tuple[Tensor, Tensor] | None = None  # cache: indices and variance of a block
+
+    @property
+    def truth(self) -> Tensor:
+        """True closures (S, n, n): with sensors those that they read, of the trajectories."""
+        return self.snapshots.closures if self.layout is None else self.snapshots.own
 
     @cached_property
     def forecasts(self) -> Tensor:
@@ -107,7 +116,7 @@ class Methods:
         samplers |= {"none": self.none, "climatology": self.climatology}
         if self.law is not None:
             samplers |= {"oracle": self.oracle, "physics": self.physics}
-        elif self.inputs.replicas is not None:
+        elif self.inputs.replicas is not None and self.layout is None:
             samplers["oracle"] = self.replicas
         if self._regular:
             samplers["fourier"] = self.fourier
@@ -130,10 +139,14 @@ class Methods:
             reasons["fourier"] = "there are no sensors"
         elif not self._regular:
             reasons["fourier"] = "the layout is scattered"
+            if self.layout.layout == "regular":
+                reasons["fourier"] = "it is for one field in two dimensions"
         if self.law is None:
             reasons["physics"] = "no exact law is known for this closure"
             if self.inputs.replicas is None:
                 reasons["oracle"] = reasons["physics"] + ", and there are no replicas"
+            elif self.layout is not None:
+                reasons["oracle"] = UNREAD
         return reasons
 
     def _refusal(self, closure: Closure) -> str:
@@ -155,7 +168,8 @@ class Methods:
 
     @property
     def _regular(self) -> bool:
-        return self.layout is not None and self.layout.layout == "regular"
+        one_field = not self.inputs.channels and self.sides == 2
+        return one_field and self.layout is not None and self.layout.layout == "regular"
 
     def moments(self) -> Moments | None:
         """Return the moments of the exact law that the scores need; None without an exact law."""

@@ -66,7 +66,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
     for part in scored:
         compare.join(part, experiment.evaluate.seeds)
     table = rows.frame(record for part in scored for record in part.records)
-    notes = [*notes, *coupled.losses(table)]
+    notes = [*notes, *coupled.readings(inputs), *coupled.losses(table)]
     absent = list(dict.fromkeys(note for part in scored for note in part.absent))
     by_layout = {key: compare.shown(part) for key, part in by_layout.items()}
     ensembles = {channel: compare.shown(part) for channel, part in ensembles.items()}
@@ -90,6 +90,7 @@ def score(experiment: Experiment, session: Session, notes: list[str]) -> None:
         headline=first,
         closed=inputs.closed,
         dimensions=inputs.dimensions,
+        replicas=inputs.replicas is not None,
         provenance={"evaluate": session.record, "model": inputs.closure.provenance},
         start=experiment.rollout.t_start,
         lead_times=experiment.evaluate.lead_times,
@@ -142,10 +143,13 @@ def check_complete(experiment: Experiment, partial: bool) -> list[str]:
 def print_plan(experiment: Experiment) -> int:
     """Print what would be scored; write nothing. Return the exit code."""
     settings, run_folder = experiment.evaluate, Run.of(experiment)
-    data = Ledger.of(experiment, "generate").survey().counts()
     runs = Ledger.of(experiment, "rollout").survey().counts()
     print(f"run folder {run_folder}")
-    print(f"data: {data['done']} of {data['units']} units")
+    if experiment.data is not None and experiment.data.in_place:
+        print(f"data: {', '.join(experiment.data.patterns)}")
+    else:
+        data = Ledger.of(experiment, "generate").survey().counts()
+        print(f"data: {data['done']} of {data['units']} units")
     print(f"scored on {held_out.HeldOut.of(experiment).in_words()}")
     print(f"model: {'there' if run_folder.model.exists() else 'missing'}")
     print(f"rollout: {runs['done']} of {runs['units']} units")

@@ -20,6 +20,9 @@ def check(experiment) -> None:
     """Raise ValueError if two sections of the experiment contradict each other."""
     for path in experiment.use.classes:
         find(Kind, path, "use.classes")
+    _check_reduced_grid(experiment)
+    if experiment.data:
+        _check_data_of_others(experiment)
     _check_fields(experiment)
     _check_equal_sides(experiment)
     _check_data(experiment)
@@ -38,6 +41,52 @@ def check(experiment) -> None:
     _check_replicas(experiment)
     _check_after_release(experiment)
     _check_sensors(experiment)
+
+
+def _check_data_of_others(experiment) -> None:
+    """Check section ``data`` against the sections that its files determine."""
+    data, physics, generate = experiment.data, experiment.physics, experiment.generate
+    if data.found is None:
+        raise ValueError(
+            "data: its files have not been looked at; read the experiment from a file "
+            "(hpc_closure.experiment.reading.load)"
+        )
+    names = [channel.name for channel in physics.channels]
+    if set(names) != set(data.state) and max(len(names), len(data.state)) > 1:
+        raise ValueError(
+            f"data.state has the fields {', '.join(data.state)}, physics.equation="
+            f"{physics.equation} has {', '.join(names)}: name the same"
+        )
+    if physics.dimensions != data.found.sides:
+        raise ValueError(
+            f"physics.equation={physics.equation} has {physics.dimensions} side(s), the files "
+            f"of data.path {data.found.sides}"
+        )
+    record = generate.record
+    if not data.in_place:
+        most = retained_modes(experiment.data_grid)
+        if data.filter and (data.filter.modes or 0) > most:
+            raise ValueError(
+                f"data.filter.modes={data.filter.modes}: a solver on {experiment.data_grid} "
+                f"points per side (reduced.grid) retains at most {most}"
+            )
+    for key, value, expected in (
+        ("generate.closure", generate.closure, "subgrid"),
+        ("generate.record.fields", list(record.fields), []),
+        ("generate.record.filters", list(record.filters), []),
+        ("generate.record.series_every", record.series_every, None),
+        ("generate.record.burst", record.burst, 1),
+        ("generate.cfl", generate.cfl, None),
+        ("replicas.members", experiment.replicas.members, 0),
+        ("reduced.step", experiment.reduced.step, 1),
+        ("rollout.rungs", len(experiment.rollout.rungs), 0),
+        ("rollout.baselines", "oracle" in experiment.rollout.baselines, False),
+    ):
+        if value != expected:
+            raise ValueError(
+                f"{key}={value} needs the DNS of this package, and data names files of others: "
+                f"remove it"
+            )
 
 
 def _check_fields(experiment) -> None:
@@ -65,7 +114,7 @@ def _check_fields(experiment) -> None:
 
 def _check_closure_of_fields(experiment) -> None:
     """Refuse closures that are only for a state of one field."""
-    model, train, rollout = experiment.model, experiment.train, experiment.rollout
+    model, train = experiment.model, experiment.train
     config, conditions = resolve(model.model_dump(exclude_none=True)), model.conditions
     whole = kind_of(model.preset)
     refused = [kind.name for kind in kinds_of(config) if not kind.several_fields]
@@ -75,10 +124,11 @@ def _check_closure_of_fields(experiment) -> None:
         for name in train.opponents
         if not all(kind.several_fields for kind in kinds_of(resolve({"preset": name})))
     ]
-    read = conditions.sensors != "none"
+    read = conditions.sensors != "none" and _trains_residual(config)
     learned = config.get("sensors") == "learned"
     is_velocity = experiment.physics.is_velocity
-    sensors = f"model.conditions.sensors={conditions.sensors}" if read else "model.sensors=learned"
+    sensors = f"model.conditions.sensors={conditions.sensors} with a trained residual"
+    sensors = "model.sensors=learned" if learned else sensors
     for key, used, expected in (
         (
             f"model.preset={model.preset}",
@@ -89,13 +139,12 @@ def _check_closure_of_fields(experiment) -> None:
         (
             sensors,
             (read or learned) and whole is None,
-            "none, and model.sensors=kriging",
+            "model.conditions.sensors=none, or model.residual=gaussian and model.sensors=kriging",
         ),
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
         ("train.rollout_training", train.rollout_training and not is_velocity, "null"),
         ("train.stability_test", train.stability_test and not is_velocity, "null"),
         (f"train.opponents={rivals}", rivals, "gaussian_amplitude, point_mixture or resampled"),
-        ("rollout.sensors", rollout.sensors, "null"),
     ):
         if used:
             raise ValueError(
@@ -127,7 +176,8 @@ def _check_data(experiment) -> None:
             f"generate.record.grid={_written(experiment.data_grid)} is finer than generate.grid="
             f"{_written(generate.grid)}, the grid of the full system"
         )
-    if generate.closure == "subgrid" and experiment.data_grid == generate.grid:
+    of_others = bool(experiment.data)  # a stored closure is that of a solver on its grid
+    if generate.closure == "subgrid" and experiment.data_grid == generate.grid and not of_others:
         raise ValueError(
             "generate.closure=subgrid needs generate.record.grid smaller than generate.grid="
             f"{generate.grid}: the reduced solver runs on the stored grid"
@@ -605,6 +655,7 @@ def _check_reduced(experiment) -> None:
     if generate.closure != "subgrid":
         known = experiment.reduced.known is not None
         foreign = {"reduced.step": step != 1, "reduced.known": known}
+        foreign["reduced.python"] = experiment.reduced.python is not None
         for key, there in {**foreign, "rollout.rungs": bool(rollout.rungs)}.items():
             if there:
                 raise ValueError(
@@ -612,6 +663,8 @@ def _check_reduced(experiment) -> None:
                     "remove it"
                 )
         return
+    if experiment.reduced.python or experiment.physics.equation == "external":
+        _check_users_solver(experiment)
     steps = {"reduced.step": step, **{f"step of {one.name}": one.step for one in rollout.rungs}}
     for key, value in steps.items():
         if value != "auto" and generate.interval % value:
@@ -635,6 +688,44 @@ def _check_reduced(experiment) -> None:
         _check_rung(experiment, rung)
     if experiment.reduced.known:
         _check_known(experiment)
+
+
+def _check_reduced_grid(experiment) -> None:
+    """Check the grid of a reduced solver of others' data (``reduced.grid``)."""
+    grid, data = experiment.reduced.grid, experiment.data
+    if grid is None:
+        return
+    if data is None:
+        raise ValueError(
+            f"reduced.grid={grid} is for data of others (data): set generate.record.grid, or "
+            "remove it"
+        )
+    if grid != experiment.data_grid:
+        raise ValueError(
+            f"reduced.grid={grid}: the closure in data.closure is on {experiment.data_grid} "
+            "points per side: remove it"
+        )
+
+
+def _check_users_solver(experiment) -> None:
+    """Refuse what needs the solver of this package, if the reduced solver is the user's."""
+    reduced, rungs = experiment.reduced, experiment.rollout.rungs
+    foreign = experiment.physics.equation == "external"
+    why = "physics.equation=external" if foreign else f"reduced.python={reduced.python}"
+    fitted = any(rung.drain or rung.step == "auto" for rung in rungs)
+    for key, there, way_out in (
+        ("reduced.step", reduced.step != 1, "the step of your solver is its dt: remove it"),
+        ("reduced.known", reduced.known is not None, "remove it"),
+        ("rollout.rungs", foreign and bool(rungs), "remove them"),
+        ("rollout.rungs", fitted, "state their step, without drain, or remove them"),
+        (
+            "replicas.members",
+            foreign and experiment.replicas.members > 0,
+            "set it to 0; the truth is the trajectory of each start",
+        ),
+    ):
+        if there:
+            raise ValueError(f"{key} needs the solver of this package, but {why}: {way_out}")
 
 
 def _check_known(experiment) -> None:
@@ -745,10 +836,67 @@ def _check_sensors(experiment) -> None:
             f"{2 * experiment.model.modes}, "
             f"train.grid is {experiment.train_grid}"
         )
-    if generate.closure == "subgrid" and (rollout.sensors or experiment.evaluate.sensors):
+    if generate.closure == "subgrid":
+        _check_sensors_of_subgrid(experiment)
+
+
+def _trains_residual(config) -> bool:
+    """Return whether a model's residual is a network, which reads what sensors tell."""
+    residual = config.get("residual")
+    return residual is not None and find(ResidualKind, residual, "model.residual").trained
+
+
+def _check_sensors_of_subgrid(experiment) -> None:
+    """Check sensors of a subgrid closure, which read the stored closures of the starts."""
+    generate, rollout, sides = experiment.generate, experiment.rollout, experiment.physics
+    layouts = [("rollout.sensors", rollout.sensors)] if rollout.sensors else []
+    layouts += [("evaluate.sensors", one) for one in experiment.evaluate.sensors]
+    if not layouts:
+        return
+    config = resolve(experiment.model.model_dump(exclude_none=True))
+    if sides.dimensions != 2 and _trains_residual(config):
         raise ValueError(
-            "closure subgrid has no sensors: remove rollout.sensors and evaluate.sensors"
+            f"{layouts[0][0]}: a model with residual {config['residual']} reads sensors only in "
+            f"two dimensions, {sides.equation} has {sides.dimensions}: set model.residual to "
+            "gaussian"
         )
+    for key, layout in layouts:
+        if layout.layout == "regular" and experiment.train_grid % layout.number:
+            raise ValueError(
+                f"{key}: {layout.number} sensors per side do not divide the "
+                f"{experiment.train_grid} points of the reduced grid"
+            )
+    if not rollout.sensors:
+        return
+    every = generate.interval * generate.dt
+    if not generate.consecutive or generate.record.burst > 1:
+        raise ValueError(
+            f"rollout.sensors reads the stored closure of every interval: set "
+            f"generate.record.every to {every:g} and record.burst to 1, they are "
+            f"{generate.record.every:g} and {generate.record.burst}"
+        )
+    if rollout.interval != generate.interval:
+        raise ValueError(
+            f"rollout.interval={rollout.interval}: rollout.sensors reads closures of "
+            f"generate.interval={generate.interval} steps: set rollout.interval to it"
+        )
+    for key, there, why in (
+        (
+            f"rollout.after_release={rollout.after_release:g}",
+            rollout.after_release,
+            "members begin in states of replicas",
+        ),
+        (
+            f"reduced.known={experiment.reduced.known}",
+            experiment.reduced.known,
+            "the solver has modes that a start does not know",
+        ),
+    ):
+        if there:
+            raise ValueError(
+                f"rollout.sensors reads the start's own trajectory, but with {key} {why}: remove "
+                "one of them"
+            )
 
 
 def _check_divides(key: str, grid: int, of: int) -> None:

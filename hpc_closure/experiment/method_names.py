@@ -94,7 +94,7 @@ METHODS = (
         "oracle",
         "draws of the exact law; in the coupled run the full system with independent noise, or "
         "with sensors the reduced solver with draws of the exact law conditioned on the readings; "
-        "for a subgrid closure the replicas: DNS with the same resolved past",
+        "for a subgrid closure without sensors the replicas: DNS with the same resolved past",
         words="the exact law",
     ),
     Method(

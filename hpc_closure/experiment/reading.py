@@ -14,7 +14,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hpc_closure.experiment import renames
+from hpc_closure.experiment.completing import DataFault, completed
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.experiment.user_modules import beside, pattern_beside
 from hpc_closure.spectral.recipe import Section
 
 PRESETS = Path(__file__).parent / "presets"
@@ -139,6 +141,8 @@ def _compose(name_or_path: str | Path, warn: bool, chain: tuple[str, ...] = ()) 
     if source in chain:
         raise ValueError(f"{source}: base leads back to itself ({' -> '.join((*chain, source))})")
     values = renames.updated(parse_yaml(text, source), source=source, warn=warn)
+    if not source.startswith("preset "):
+        _locate(values, Path(source).parent)
     base = values.get("base")
     if base is None:
         return values
@@ -151,6 +155,19 @@ def _compose(name_or_path: str | Path, warn: bool, chain: tuple[str, ...] = ()) 
     ):
         base = str(Path(source).parent / base)
     return _merge(_compose(base, warn, (*chain, source)), values)
+
+
+def _locate(values: dict, folder: Path) -> None:
+    """Give the files that an experiment names their absolute paths; changes ``values``."""
+    data = values.get("data")
+    data = data if isinstance(data, dict) else {}
+    for section in (values.get("reduced"), data.get("filter")):
+        if isinstance(section, dict) and isinstance(section.get("python"), str):
+            section["python"] = beside(section["python"], folder)
+    if isinstance(data.get("path"), str):
+        data["path"] = pattern_beside(data["path"], folder)
+    elif isinstance(data.get("path"), list):
+        data["path"] = [pattern_beside(str(one), folder) for one in data["path"]]
 
 
 def _apply_overrides(values: dict, overrides: list[str], warn: bool) -> dict:
@@ -171,6 +188,7 @@ def _apply_overrides(values: dict, overrides: list[str], warn: bool) -> dict:
             parsed = parse_yaml(f"value: {raw}", f"override {text}")["value"]
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
+        _locate(parsed, Path())
         values = _merge(values, renames.updated(parsed, source=f"override {text}", warn=warn))
     return values
 
@@ -221,10 +239,20 @@ def _valid_keys(model: type[BaseModel], location: tuple) -> list[str]:
     return model.keys() if issubclass(model, Section) else list(model.model_fields)
 
 
+def values_of(
+    name_or_path: str | Path, overrides: list[str] | None = None, *, warn: bool = True
+) -> dict:
+    """Return the keys that an experiment states, with those of its presets; not yet checked."""
+    values = _apply_overrides(_compose(name_or_path, warn), list(overrides or ()), warn)
+    if "name" not in values:
+        values["name"] = Path(str(name_or_path)).stem
+    return values
+
+
 def load(
     name_or_path: str | Path, overrides: list[str] | None = None, *, warn: bool = True
 ) -> Experiment:
-    """Read an experiment: preset < file < overrides.
+    """Read an experiment: preset < file < overrides; ``data`` is completed by its files.
 
     Args:
         name_or_path: an experiment file, or the name of a preset.
@@ -235,11 +263,11 @@ def load(
         ValueError: one line with source, key, value and expectation.
     """
     source = str(name_or_path)
-    values = _apply_overrides(_compose(name_or_path, warn), list(overrides or ()), warn)
-    if "name" not in values:
-        values["name"] = Path(source).stem
+    values = values_of(name_or_path, overrides, warn=warn)
     try:
-        return Experiment.model_validate(values)
+        return Experiment.model_validate(completed(values))
+    except DataFault as fault:
+        raise ValueError(f"{source}: {fault}") from None
     except ValidationError as error:
         raise ValueError(explain(error, source, Experiment)) from None
 

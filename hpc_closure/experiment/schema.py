@@ -24,8 +24,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from hpc_closure.experiment import renames
+from hpc_closure.experiment import renames, user_modules
 from hpc_closure.experiment.checks import check
+from hpc_closure.experiment.data_section import Data
 from hpc_closure.experiment.duration import check_lead
 from hpc_closure.experiment.kinds import (
     Kind,
@@ -538,13 +539,25 @@ class SensorLayout(Section):
     layout: Literal["regular", "scattered"] = "regular"
     number: Count = Field(16, description="sensors; regular: per side; scattered: in total")
     noise: NonNegative = Field(
-        0.0, description="standard deviation of the sensor error / rms of the closure"
+        0.0,
+        description="standard deviation of the sensor error / rms of the closure, of each field",
     )
 
 
 class Reduced(Section):
     """The reduced solver of closure subgrid."""
 
+    python: Annotated[str, Field(pattern=r"^[^:]+(:[A-Za-z_][\w.]*)?$")] | None = Field(
+        None,
+        description="a reduced solver of yours, file.py:Name or module:Name, with dt and step(v, "
+        "n) (docs/your_solver.md); a file is searched beside the experiment's, then in the "
+        "working folder; none = the solver of this package on the grid of the data",
+    )
+    grid: EvenGrid | None = Field(
+        None,
+        description="points per side of the reduced solver, for the closure of a stored DNS of "
+        "others (data); none = those of the files",
+    )
     step: Literal["auto"] | Count = Field(
         1,
         description="number of DNS steps in one step of the reduced solver, a divisor of "
@@ -563,6 +576,18 @@ class Reduced(Section):
         description="with known: further modes of the reduced solver at a start, as in "
         "rollout.rungs; synchronised: they have followed the resolved past under the closure",
     )
+
+    @property
+    def of_user(self) -> dict[str, str]:
+        """Return name and hash of the source of the user's solver; with it targets change.
+
+        Raises:
+            ValueError: there is no such file or module.
+        """
+        assert self.python is not None
+        source = user_modules.source_of("reduced.python", self.python)
+        name = self.python.partition(":")[2]
+        return {"python": name, "source": hashlib.sha256(source.encode()).hexdigest()}
 
 
 class Pilot(Section):
@@ -669,7 +694,12 @@ class Rollout(Section):
         "replicas do",
     )
     sampler: Sampling = Sampling()
-    sensors: SensorLayout | None = None
+    sensors: SensorLayout | None = Field(
+        None,
+        description="sensors that read the closure of the start's own trajectory over each coming "
+        "interval; for subgrid from the stored data, and that trajectory, not a replica, is the "
+        "truth",
+    )
     baselines: tuple[Literal["none", "oracle", "mean_gp"], ...] = Field(
         ("none", "oracle"),
         description="baseline ensembles; none: no closure; oracle: the exact law; mean_gp: the "
@@ -894,6 +924,9 @@ class Experiment(Section):
     root: str = Field("runs", description="folder of runs; environment variables are expanded")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     use: Use = Use()
+    data: Data | None = Field(
+        None, description="trajectories of others in place of the DNS of generate; none = DNS"
+    )
     physics: SerializeAsAny[Equation] = Vorticity2D()
     generate: Generate = Generate()
     model: Model = Model()
@@ -960,7 +993,9 @@ class Experiment(Section):
     @property
     def problem(self) -> Problem:
         """The full system on the grid of the DNS."""
-        return Problem.of(self.physics, self.generate)
+        problem = Problem.of(self.physics, self.generate)
+        python = self.reduced.python
+        return problem.replace(reduced_python=python) if python else problem
 
     @property
     def data_grid(self) -> int:
@@ -1013,6 +1048,8 @@ class Experiment(Section):
         times = {key: plain["rollout"][key] for key in ("t_start", "every")}
         reduced = self.reduced.model_dump(mode="json", exclude_defaults=True)
         known = {key: value for key, value in reduced.items() if key == "known"}
+        if self.data:
+            settings["data"] = self.data.parameters()
         if stage == "pilot":  # independent of the reduced solver's step
             begin = {"spinup": self.pilot_spinup, "members": self.pilot.members}
             of_replicas = {"replicas_spinup": self.replicas.spinup, "start": self.replicas.start}
@@ -1020,6 +1057,8 @@ class Experiment(Section):
             return {**settings, "pilot": pilot, "rollout": times}
         if self.reduced.step != 1:
             settings["reduced"] = {"step": self.reduced.step}
+        if self.reduced.python:
+            settings["reduced"] = self.reduced.of_user
         if stage == "generate":
             return settings
         if stage == "replicas":

@@ -63,6 +63,8 @@ class DNSBlock(Block):
         self.target = None
         if generate.closure != "none":
             reduced = reduced_problem(self.problem, self.grid, generate.closure, stride)
+            if generate.closure == "subgrid":
+                reduced.steps_in(generate.closure_interval)  # a whole number, or an error now
             self.target = Target(generate.closure, generate.interval, reduced)
         self.simulation = Simulation(
             self.problem,

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.spectral.ensemble import Ensemble
 from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulation import Simulation
 
 FOLLOW = ("synchronised", "mismatched")  # starts that follow the resolved past
 
@@ -70,7 +70,7 @@ def rung_problem(
 
 
 def begin(
-    simulation: Simulation,
+    simulation: Ensemble,
     start: str,
     known: Known,
     case_of_row: Tensor,
@@ -113,7 +113,7 @@ def begin(
     impose(simulation, known.now[case_of_row])
 
 
-def impose(simulation: Simulation, resolved: Tensor) -> None:
+def impose(simulation: Ensemble, resolved: Tensor) -> None:
     """Overwrite the resolved modes of a simulation with spectra (rows, ...)."""
     modes, sides = simulation.grid.modes, simulation.grid.dimensions
     is_resolved = resize(torch.ones_like(resolved[:1]), modes, sides).real > 0

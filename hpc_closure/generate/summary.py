@@ -7,7 +7,8 @@ from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import DataSet
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.diagnostics import series_names
-from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.ensemble import Ensemble
+from hpc_closure.spectral.simulation import Simulation, simulation_of
 
 SAMPLED = 64  # snapshots read for the size of the closure
 CERTAIN, SMALL = 3.0, 0.02  # a drift exceeds both: standard errors, and relative change
@@ -55,19 +56,26 @@ def share(experiment: Experiment, data: DataSet, stride: int) -> str:
     )
     reduced = reduced_problem(experiment.problem, data.grid, "subgrid", stride)
     span = generate.interval * generate.dt
-    solver = Simulation(reduced, range(count), experiment.seed)
+    solver = simulation_of(reduced, range(count), experiment.seed)
     start = solver.transform.to_spectral(state)
     solver.load_state(0, start).advance(reduced.steps_in(span))
     tendency = (solver.state - start) / span
-    cfl = float(solver.speed().max()) * reduced.dt * reduced.grid / reduced.length
     ratio = _power(closure, data) / _power(solver.transform.to_physical(tendency), data)
     of = f" of {', '.join(data.channels)}" if data.channels else ""
     sizes = [f"{float(size):.2g}" for size in ratio.sqrt().flatten()]
     return (
         f"closure: {', '.join(sizes)} times the reduced solver's own tendency over "
-        f"{generate.interval} step(s), root mean square{of}; the solver takes {stride} of them in "
-        f"one (CFL {cfl:.2g})"
+        f"{generate.interval} step(s), root mean square{of}; {_step_of(solver, stride)}"
     )
+
+
+def _step_of(solver: Ensemble, stride: int) -> str:
+    """Describe the step of the reduced solver, which is at the end of an interval."""
+    problem = solver.problem
+    if not isinstance(solver, Simulation):
+        return f"your solver takes steps of {problem.dt:g}"
+    cfl = float(solver.speed().max()) * problem.dt * problem.grid / problem.length
+    return f"the solver takes {stride} of them in one (CFL {cfl:.2g})"
 
 
 def _power(fields: torch.Tensor, data: DataSet) -> torch.Tensor:

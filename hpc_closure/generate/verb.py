@@ -33,12 +33,18 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     """Compute the missing blocks of RUN/data. Returns the exit code."""
     chosen = chosen_members(options.members, experiment.generate.members)
     chosen_shard(options.shard, [])
+    if experiment.data is not None and experiment.data.in_place:
+        return look(experiment, options)
     books = Ledger.of(experiment, "generate")
+    if options.dry_run and experiment.data is not None:
+        return look(experiment, options, books)
     if options.dry_run:
         return print_plan(experiment, books, chosen)
     with Session(experiment, "generate", options) as session:
         from hpc_closure.generate.dns import DNSBlock
 
+        if experiment.data is not None:
+            return of_others(experiment, session, books, chosen, options)
         domain, stride = session.groups.domain, 1
         subgrid = experiment.generate.closure == "subgrid"
         if subgrid:
@@ -59,6 +65,59 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
                 log.get().info("replicas wait for the members that are not there yet")
             return 0
         return go_on(experiment, session, options, tell=bool(outcome.done))
+
+
+def of_others(
+    experiment: Experiment, session: Session, books: Ledger, chosen, options: Options
+) -> int:
+    """Compute closures of stored trajectories of others. Returns the exit code.
+
+    Raises:
+        ValueError: they have errors that are not accepted.
+    """
+    from hpc_closure.data.reader import DataSet
+    from hpc_closure.generate import outside, summary
+    from hpc_closure.generate.outside_block import OutsideBlock
+
+    domain = session.groups.domain
+    if not books.incomplete(books.survey()):
+        log.get().info(f"{session.run.data} is complete")
+        return 0
+    if outside.advance_of(experiment) is None:
+        raise ValueError(
+            "data.closure names no stored closure, and there is no reduced solver to compute it: "
+            "state reduced.python, an equation of this package in physics, or data.closure"
+        )
+    outside.require_in(session, tell=True)
+    outcome = work(
+        session, books, chosen, options, lambda unit: OutsideBlock(unit, books, session, domain)
+    )
+    if outcome.done and session.world.root and not books.incomplete(books.survey()):
+        data = DataSet(session.run.data)
+        log.get().info(summary.share(experiment, data, 1))
+        data.close()
+    return outcome.exit_code
+
+
+def look(experiment: Experiment, options: Options, books: Ledger | None = None) -> int:
+    """Check data of others that are read where they are; nothing is computed. Returns 0.
+
+    Raises:
+        ValueError: they have errors that are not accepted.
+    """
+    from hpc_closure.generate import outside
+
+    if options.dry_run:
+        print("\n".join(outside.check(experiment).lines()))
+        if books is not None:
+            counts = books.survey().counts().items()
+            print("units: " + ", ".join(f"{count} {state}" for state, count in counts))
+        return 0
+    with Session(experiment, "generate", options) as session:
+        outside.require_in(session, tell=True)
+        if session.world.root:
+            log.get().info("the data are read where they are: nothing to compute")
+    return 0
 
 
 def go_on(experiment: Experiment, session: Session, options: Options, tell: bool) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hpc_closure.closure.fields.sensors import rms_of
 from hpc_closure.closure.process import Memory
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.layout import STATE, Layout, SeriesLayout, by_data_set, data_sets
@@ -69,6 +70,13 @@ def coupled_run(
     rollout, test_set, choices = experiment.rollout, HeldOut.of(experiment), Choices(experiment)
     cases = data.starts(test_set.split, rollout.initial_conditions) if cases is None else cases
     rows = [(cases[number % len(cases)], number // len(cases)) for number in numbers]
+    used = {case for case, _ in rows}
+    mine = [case for case in cases if case in used]
+    closures = rms = None
+    if rollout.sensors and experiment.generate.closure == "subgrid":
+        closures = stored_closures(data, mine, experiment)
+        if rollout.sensors.noise:
+            rms = closure_rms(data, experiment, test_set)
     coupling = Coupling(
         experiment.problem,
         experiment.generate.closure,
@@ -84,9 +92,35 @@ def coupled_run(
             **dict.fromkeys(("model", "mean_gp", "none"), experiment.past_of(experiment.solver)),
             **{rung.name: experiment.past_of(rung) for rung in rollout.rungs},
         },
+        closures,
+        rms,
     )
-    used = {case for case, _ in rows}
-    return CoupledRun(coupling, closure, rows, [case for case in cases if case in used])
+    return CoupledRun(coupling, closure, rows, mine)
+
+
+def stored_closures(
+    data: DataSet, cases: Sequence[int], experiment
+) -> Callable[[int], torch.Tensor]:
+    """Return a function: step of the DNS -> stored closures (cases, n, n) that begin there."""
+    dt, grid = experiment.generate.dt, experiment.train_grid
+
+    def read(step: int) -> torch.Tensor:
+        index = data.time_index(step * dt)
+        return torch.from_numpy(stored(data, cases, index, "closure", grid=grid))
+
+    return read
+
+
+def closure_rms(data: DataSet, experiment, test_set: HeldOut) -> torch.Tensor:
+    """Compute the rms of the closure at the release, (C,) or a number, the unit of sensor errors.
+
+    It is that of all starts of the rollout, so that it depends neither on the block nor on time.
+    """
+    rollout = experiment.rollout
+    cases = data.starts(test_set.split, rollout.initial_conditions)
+    index, grid = data.time_index(rollout.t_start), experiment.train_grid
+    fields = torch.from_numpy(stored(data, cases, index, "closure", grid=grid))
+    return rms_of(fields, experiment.physics.dimensions)
 
 
 def stored(

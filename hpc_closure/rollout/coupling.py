@@ -18,7 +18,8 @@ One :class:`CoupledRun` advances, from the same resolved state,
 * rungs (:mod:`~hpc_closure.generate.rungs`): bare solvers on finer grids, with the stochastic
   forcing that they resolve. Each has its own step, initial state and drain.
 * ``truth``: the test trajectory. Sensors read it: they give point values of the mean closure over
-  the coming interval.
+  the coming interval. For a subgrid closure it is not run again: its closures are read from the
+  stored data.
 
 If a run has no random draws, all members of a start are identical. Then one member is run, its
 time counts for each member, and its fields are repeated.
@@ -28,7 +29,7 @@ states are written.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,9 +46,10 @@ from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Rollout, Rung
 from hpc_closure.generate import rungs
 from hpc_closure.rollout.tally import Tally
+from hpc_closure.spectral.ensemble import Ensemble
 from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import REMOVABLE, Problem
-from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.simulation import Simulation, simulation_of
 from hpc_closure.work import log
 
 BY_STATE, BY_CLOSURE = 0, 1
@@ -78,6 +80,10 @@ class Coupling:
             :func:`~hpc_closure.generate.rungs.begin`; None if it knows all of them.
         rungs: bare solvers, each with its step and drain.
         pasts: time for which each run follows the resolved past, by name.
+        stored_closures: step -> closures (cases, n, n) of the interval that begins there, of the
+            test trajectories; read by sensors of a subgrid closure, else None.
+        closure_rms: root mean square of each field of the closure, of which the sensors' errors
+            are a multiple; None = that of the closures read.
     """
 
     problem: Problem
@@ -91,6 +97,8 @@ class Coupling:
     begin: str | None = None
     rungs: Sequence[tuple[Rung, Choice]] = ()
     pasts: Mapping[str, float] = field(default_factory=dict)
+    stored_closures: Callable[[int], torch.Tensor] | None = None
+    closure_rms: torch.Tensor | None = None
 
     @property
     def span(self) -> float:
@@ -214,7 +222,7 @@ class CoupledRun:
         self.exact = kind in REMOVABLE
         self.target = Target(kind, averaging_steps) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
-        self.simulations: dict[str, Simulation] = {}
+        self.simulations: dict[str, Ensemble] = {}
         self.rows_of: dict[str, Rows] = {}
         self.apart = rollout.after_release > 0  # members begin in different states
         self.moved = not self.apart and rollout.last_closures == "moved"
@@ -270,8 +278,8 @@ class CoupledRun:
             grid=self.coupling.grid,
         )
 
-    def _simulation(self, problem, members, stage="generate") -> Simulation:
-        return Simulation(problem, members, self.seed, device=self.coupling.device, stage=stage)
+    def _simulation(self, problem, members, stage="generate") -> Ensemble:
+        return simulation_of(problem, members, self.seed, device=self.coupling.device, stage=stage)
 
     def _initial_index(self, name: str) -> torch.Tensor:
         """Return the index of the initial state of each trajectory of a run, (rows,)."""
@@ -453,8 +461,9 @@ class CoupledRun:
         If a draw is a mean over fewer steps than it is held, the mean is over the first of them.
         """
         if self.target is None:
-            return None
+            return None if self.layout is None else self._stored_readings()
         truth = self.simulations["truth"]
+        assert isinstance(truth, Simulation)
         if self.layout is None:
             truth.advance(self.interval)
             return None
@@ -462,6 +471,22 @@ class CoupledRun:
         truth.advance(self.interval - self.target.lookahead)
         length = truth.problem.length
         return observe(closure, self.layout, self.seed, self.cases, self.calls, length)
+
+    def _stored_readings(self) -> Sensors:
+        """Read the stored closures of the test trajectories over the coming interval."""
+        coupling = self.coupling
+        assert coupling.stored_closures is not None
+        closure = coupling.stored_closures(self.step_index).to(coupling.device)
+        return observe(
+            closure,
+            self.layout,
+            self.seed,
+            self.cases,
+            self.calls,
+            coupling.problem.length,
+            self.sides,
+            coupling.closure_rms,
+        )
 
     def fields(self) -> dict[str, torch.Tensor]:
         """Return the present state of every run on the reduced solver's grid.

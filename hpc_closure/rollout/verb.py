@@ -26,6 +26,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         return print_plan(experiment, books, members, options)
     if experiment.cluster.executor != "inline":
         extras.need(f"cluster.executor={experiment.cluster.executor}", "submitit")
+    check_solver(experiment)
     held_out.check(experiment)
     check_model(experiment)
     with Session(experiment, "rollout", options) as session:
@@ -40,6 +41,15 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     all_units = not (options.members or options.shard)
     others = opponents_of(experiment).values() if all_units and not outcome.exit_code else ()
     return max([outcome.exit_code, *(run(one, left) for one in others if is_there(one))])
+
+
+def check_solver(experiment: Experiment) -> None:
+    """Raise ValueError unless there is a reduced solver that the closure can be coupled to."""
+    if experiment.physics.equation == "external" and not experiment.reduced.python:
+        raise ValueError(
+            "rollout needs a reduced solver, and physics.equation=external has none: state "
+            "reduced.python, or score the closure on states by `hpc-closure evaluate --partial`"
+        )
 
 
 def is_there(opponent: Experiment) -> bool:
@@ -60,7 +70,7 @@ def work(experiment, session, books, plan, retry_failed=False, wait="all") -> Ou
         wait: whose units to wait for: ``all``, ``job`` or ``none``.
     """
     import hpc_closure
-    from hpc_closure.data.reader import DataSet
+    from hpc_closure.data.opening import open_data
     from hpc_closure.rollout.block import RolloutBlock
 
     groups = session.world.groups(1)
@@ -73,7 +83,7 @@ def work(experiment, session, books, plan, retry_failed=False, wait="all") -> Ou
     test_set = HeldOut.of(experiment)
     if session.world.root:
         log.get().info(f"starts are {test_set.in_words()}")
-    data = DataSet(test_set.run.data)
+    data = open_data(test_set.experiment, test_set.run)
 
     def run_unit(unit, claim):
         block = RolloutBlock(unit, books, session, groups.domain, closure, data)

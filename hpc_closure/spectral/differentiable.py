@@ -15,6 +15,8 @@ from torch import Tensor
 
 from hpc_closure.spectral.modes.differentiable import MATRICES, DifferentiableTransform
 from hpc_closure.spectral.modes.transform import Transform
+from hpc_closure.spectral.outside.problem import OutsideProblem
+from hpc_closure.spectral.outside.simulation import OutsideGradient
 from hpc_closure.spectral.problem import Problem
 
 #: steps between stored states
@@ -96,6 +98,18 @@ class DifferentiableSolver:
         if self.problem.removed == "convection":
             return torch.zeros_like(w)
         return self.equation.differentiable_nonlinear(w, self._transform)
+
+
+def differentiable(problem: Problem, device="cpu") -> DifferentiableSolver | OutsideGradient:
+    """Return the solver of a problem with gradients, perhaps a user's.
+
+    Args:
+        problem: the recipe.
+        device: ``cpu`` or a CUDA device.
+    """
+    if isinstance(problem, OutsideProblem):
+        return OutsideGradient(problem, device)
+    return DifferentiableSolver(problem, device)
 
 
 class _Stretch(torch.autograd.Function):

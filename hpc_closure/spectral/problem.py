@@ -76,6 +76,8 @@ class Problem(Numerics):
         path_dt: step in which the noise path is drawn; by default ``dt``.
         drain: damping rates, 1/time, of the integer shells 0, 1, ..., added to those of the
             equation; higher shells have none.
+        reduced_python: where the user's solver of the reduced problem is, ``file.py:Name`` or
+            ``module:Name``; empty = the solver of this package.
 
     Raises:
         ValueError: a value is out of range, or the settings do not fit together; one line says
@@ -86,6 +88,7 @@ class Problem(Numerics):
     removed: Literal["none", "diffusion", "convection"] = "none"
     path_dt: Positive | None = None
     drain: tuple[Finite, ...] = ()
+    reduced_python: str = ""
 
     def __init__(self, **settings: Any):
         if "physics" not in settings:
@@ -94,9 +97,10 @@ class Problem(Numerics):
             }
             physics = {"forcing": {"kind": "none"}, "noise": {"kind": "none"}, **settings}
             equation = Equation.kinds.get(physics.get("equation", Equation.default))
-            if equation and equation.dimensions == 1:
+            sides = getattr(equation, "dimensions", None)  # external: a number per problem
+            if sides == 1:
                 physics.setdefault("initial", {"kind": "line"})
-            if equation and equation.dimensions == 3:
+            if sides == 3:
                 physics.setdefault("initial", {"kind": "band", "wavenumber": 2.0, "width": 1.0})
             settings = {**numerics, "physics": physics}
         super().__init__(**settings)
@@ -200,6 +204,7 @@ class Problem(Numerics):
         settings = {**self.recipe(), **self.physics.hash_parameters(), "cfl": self.cfl or 0.0}
         settings["max_level"] = settings.pop("max_refinements")  # as when members were first named
         path = settings.pop("path_dt")
+        del settings["reduced_python"]  # it changes targets, not members
         if not self.drain:
             del settings["drain"]
         if settings["noise"]["kind"] != "none":

@@ -7,16 +7,20 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpc_closure.spectral import switches
+from hpc_closure.spectral.ensemble import Ensemble
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.noise.events import Events
 from hpc_closure.spectral.noise.rates import Rates
 from hpc_closure.spectral.noise.state_dependent import Start
+from hpc_closure.spectral.outside.problem import OutsideProblem
+from hpc_closure.spectral.outside.simulation import OutsideSimulation
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.schemes import Explicit, Scheme
 
@@ -25,7 +29,7 @@ CHUNK_POINTS = 1 << 16
 LOST = -1  # refinement level of a member for which no allowed step is short enough
 
 
-class Simulation:
+class Simulation(Ensemble):
     """Members of one problem, advanced together.
 
     The trajectory of a member depends only on the problem, the seed, the stage and the member's
@@ -53,17 +57,7 @@ class Simulation:
         stage: str = "generate",
         threads: int | None = None,
     ):
-        if not len(members):
-            raise ValueError("a simulation needs at least one member")
-        self.problem, self.members, self.seed, self.stage = problem, list(members), seed, stage
-        self.grid = problem.make_grid()
-        self.device, self.comm = torch.device(device), comm
-        self.transform = Transform(self.grid, problem.precision, device, comm)
-        self.step_index = 0
-        self.channel_shape = problem.physics.channel_shape
-        # State as real pairs (members, *channel_shape, ..., 2).
-        shape = (len(self.members), *self.channel_shape, *self.transform.shape, 2)
-        self.pairs = torch.zeros(shape, dtype=self.transform.real, device=self.device)
+        super().__init__(problem, members, seed, device=device, comm=comm, stage=stage)
         self.noise = problem.make_noise(seed, stage) if problem.removed == "none" else None
         self.rates = Rates(self.noise, self.members, self.pairs)
         self.events = problem.physics.events(self.grid, problem.dt, seed, stage)
@@ -76,22 +70,6 @@ class Simulation:
         self.scheme = self._workers[0].scheme_at(0)
         self.scheme.load(self.pairs, {})
         self._device_steps = self._make_device_steps()
-
-    # -- state -----------------------------------------------------------------------------------
-
-    @property
-    def time(self) -> float:
-        """Return the time of the state."""
-        return self.step_index * self.problem.dt
-
-    @property
-    def state(self) -> Tensor:
-        """Return the retained spectra ``(members, 2K + 1, K + 1)`` complex, a view.
-
-        States of C > 1 channels are ``(members, C, 2K + 1, K + 1)``, here and below. On slabs they
-        are this rank's columns.
-        """
-        return torch.view_as_complex(self.pairs)
 
     def initialise(self) -> Simulation:
         """Draw the initial state of every member and set the step index to zero."""
@@ -138,43 +116,6 @@ class Simulation:
             saved[name] = full.cpu().numpy().copy()
         return {**saved, **self.rates.save()}
 
-    def fields(self, names: Sequence[str], size: int | None = None) -> dict[str, Tensor]:
-        """Return full physical fields by name, on every rank.
-
-        Args:
-            names: names of channels, ``(members, n, n)``; ``streamfunction`` and ``velocity``
-                ``(members, 2, n, n)``, of an equation with several channels as its ``derived``
-                defines them; on a line ``state`` ``(members, n)``.
-            size: points per side; by default those of the grid.
-        """
-        out = {}
-        for name in names:
-            field = self.transform.to_physical(self.field_spectra(name), size)
-            out[name] = self.transform.gather_field(field)
-        return out
-
-    def field_spectra(self, name: str) -> Tensor:
-        """Return the spectra of a field of :meth:`fields`; on slabs this rank's columns.
-
-        Raises:
-            ValueError: no such field in these dimensions.
-        """
-        grid, local, w = self.grid, self.transform.local, self.state
-        if self.channel_shape:
-            channels = [channel.name for channel in self.problem.physics.channels]
-            if name in channels:
-                return w[:, channels.index(name)]
-            return torch.view_as_complex(self._workers[0].equation.derived(name, self.pairs))
-        if name in ("vorticity", "state"):
-            return w
-        if grid.dimensions == 2 and name in ("streamfunction", "velocity"):
-            psi = w * local(grid.inverse_k2).to(self.pairs)
-            if name == "streamfunction":
-                return psi
-            kx, ky = grid.kx.to(psi), local(grid.ky).to(psi)
-            return torch.stack([1j * ky * psi, -1j * kx * psi], 1)
-        raise ValueError(f"unknown field {name!r} in {grid.dimensions} dimensions")
-
     def noise_hat(self, step: int | None = None) -> Tensor:
         """Return ``beta xi_hat`` of one step, ``(members, 2K + 1, K + 1)``.
 
@@ -220,6 +161,9 @@ class Simulation:
                 out[chunk].sub_(force)
         return torch.view_as_complex(out)
 
+    def _derived(self, name: str) -> Tensor:
+        return self._workers[0].equation.derived(name, self.pairs)
+
     @property
     def linear(self) -> Tensor:
         """Return the eigenvalue of the linear part per mode, full retained shape, complex128."""
@@ -237,24 +181,6 @@ class Simulation:
         """
         worker = self._workers[0]
         return np.concatenate([worker.levels(self.pairs[chunk]) for chunk in self._chunks])
-
-    def diverged(self) -> Tensor:
-        """Return which members have diverged, ``(members,)`` bool, on the device.
-
-        On slabs only this rank's columns are tested.
-        """
-        return ~self.pairs.flatten(1).square().sum(1).isfinite()
-
-    def mark_lost(self) -> np.ndarray:
-        """Set the state of diverged members to NaN; returns which ones, ``(members,)`` bool.
-
-        A member has diverged if its state, or the square of its state, is not finite. On slabs
-        every rank must call.
-        """
-        lost = self.transform.maximum(self.diverged().cpu().numpy().astype(np.int64)) > 0
-        if lost.any():
-            self.pairs[torch.from_numpy(lost).to(self.device)] = torch.nan
-        return lost
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -354,22 +280,21 @@ class Simulation:
         worker = self._workers[0]
         return DeviceSteps(self.pairs, worker.equation, worker.nonlinear, self.scheme, self.rates)
 
-    def _checked_pairs(self, full: np.ndarray | Tensor) -> Tensor:
-        """Return this rank's real pairs of the full spectra of all members.
 
-        Raises:
-            ValueError: the spectra have another shape.
-        """
-        full = torch.as_tensor(full)
-        expected = (len(self.members), *self.channel_shape, *self.grid.shape)
-        if tuple(full.shape) != expected:
-            raise ValueError(f"expected spectra of shape {expected}, got {tuple(full.shape)}")
-        return self._local_pairs(full)
+def simulation_of(
+    problem: Problem, members: Sequence[int], seed: int, **settings: Any
+) -> Ensemble:
+    """Return members of a problem with the solver that advances them.
 
-    def _local_pairs(self, full: Tensor) -> Tensor:
-        """Return this rank's columns of full spectra as real pairs."""
-        columns = self.transform.local(full).to(self.device, self.transform.complex)
-        return torch.view_as_real(columns.contiguous())
+    Args:
+        problem: the recipe; of a reduced solver perhaps that of a user's.
+        members: member ids.
+        seed: seed of the experiment.
+        settings: ``device``, ``comm``, ``stage`` and ``threads`` of :class:`Simulation`.
+    """
+    if isinstance(problem, OutsideProblem):
+        return OutsideSimulation(problem, members, seed, **settings)
+    return Simulation(problem, members, seed, **settings)
 
 
 class Worker:

@@ -79,6 +79,11 @@ def run(
             f"generate.closure={experiment.generate.closure}: the law of this closure is known "
             "exactly; advise is for closure subgrid"
         )
+    if experiment.reduced.python or experiment.physics.equation == "external":
+        raise UsageError(
+            "advise compares solvers of this package on several grids, but the experiment has a "
+            "solver of others (reduced.python, physics.equation=external)"
+        )
     if within <= 1:
         raise UsageError(f"--within {within:g}: expected a number above 1")
     chosen = ladder(experiment, grids)

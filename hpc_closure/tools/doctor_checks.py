@@ -129,7 +129,7 @@ BATCHES: tuple[dict[str, str], ...] = (
     {"numpy": "", "scipy": "", "pydantic": "", "yaml": "", "typer": "", "safetensors": ""}
     | {"h5py": _H5PY, "torch": _TORCH, "deepspeed": ""},
     {"numba": "", "submitit": "", "matplotlib": "", "pandas": "", "jinja2": "", "tensorboard": ""}
-    | {"xarray": "", "zarr": "", "netCDF4": ""},
+    | {"zarr": "", "netCDF4": ""},
     {"mpi4py": _MPI},
 )
 _one_at_a_time = {index: threading.Lock() for index in range(len(BATCHES))}
@@ -488,7 +488,7 @@ CHECKS = (
     Check("locked memory", "several ranks", locked_memory),
     Check("submitit", "submit", partial(package, "submitit")),
     Check("Slurm", "submit", slurm),
-    *map(_files, ("xarray", "zarr", "netCDF4")),
+    *map(_files, ("zarr", "netCDF4")),
     Check("gcc", "programs in C", partial(program, "gcc", _COMPILER.format("gcc"))),
     Check("g++", "programs in C++", partial(program, "g++", _COMPILER.format("g++"))),
     Check(

@@ -115,7 +115,9 @@ def survey(experiment: Experiment) -> dict[str, Stage]:
     folder = Run.of(experiment)
     found, queue = {}, _queued(folder)
     for stage in experiment.stages:
-        if stage in BLOCKS:
+        if stage == "generate" and experiment.data is not None and experiment.data.in_place:
+            found[stage] = _in_place(experiment)
+        elif stage in BLOCKS:
             books = units.Ledger.of(experiment, stage)
             found[stage] = _of_blocks(books, units.members_of(queue.get(stage, {})))
         else:
@@ -146,6 +148,16 @@ def _of_the_test_set(experiment: Experiment) -> dict[str, Stage]:
         if all(stage.done for stage in found.values()):  # else the suggested command covers it
             found[TEST].problems.append(str(error))
     return found
+
+
+def _in_place(experiment: Experiment) -> Stage:
+    """Describe data of others, which no verb computes."""
+    data = experiment.data
+    assert data is not None and data.found is not None
+    counts = {"units": 1, **dict.fromkeys(STATES, 0), "done": 1}
+    found = data.found
+    note = f"read in place: {found.members} trajectories of {found.times} times"
+    return Stage(counts, note=note)
 
 
 def _queued(folder: Run) -> dict[str, dict[str, str]]:

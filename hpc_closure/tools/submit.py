@@ -69,7 +69,11 @@ def requested(experiment: Experiment, stages: str) -> list[submission.Request]:
     if not set(names) <= set(STAGES):
         raise ValueError(f"--stages {stages}: expected some of {','.join(STAGES)}")
     place, profile = Run.of(experiment), load_profile(experiment.cluster.profile)
-    elsewhere = {"generate": experiment.use.data, "train": experiment.use.model}
+    data_are_there = experiment.data is not None and experiment.data.in_place
+    elsewhere = {
+        "generate": experiment.use.data or data_are_there,
+        "train": experiment.use.model,
+    }
     names = [stage for stage in names if not elsewhere.get(stage)]
     if not names:
         raise ValueError(f"--stages {stages}: use.data and use.model leave nothing to do there")

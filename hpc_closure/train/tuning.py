@@ -26,8 +26,9 @@ from hpc_closure.closure.fields.losses import crps
 from hpc_closure.closure.targets import advance_with, reduced_problem
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.schema import Experiment
+from hpc_closure.spectral.ensemble import Ensemble
 from hpc_closure.spectral.modes.grid import resize
-from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.simulation import simulation_of
 from hpc_closure.work.stop import Stop
 
 if TYPE_CHECKING:
@@ -147,10 +148,10 @@ class Trial:
 
     def _run(
         self, options: list[tuple[float, ...]], last_is_bare: bool, stop: Stop
-    ) -> Iterator[tuple[int, Simulation]]:
+    ) -> Iterator[tuple[int, Ensemble]]:
         """Run every option from every start; yields the closure calls taken and the simulation."""
         count, runs = len(self.members) * self.copies, len(options)
-        simulation = Simulation(self.problem, range(runs * count), self.seed)
+        simulation = simulation_of(self.problem, range(runs * count), self.seed)
         start = simulation.transform.to_spectral(torch.from_numpy(self.truth[0]))
         one = [1] * (start.ndim - 1 - self.model.layered)
         constants = [

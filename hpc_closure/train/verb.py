@@ -31,6 +31,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         if is_trained(experiment, session.run.model):
             log.get().info(f"{session.run.model} is there already; nothing to do")
         else:
+            check_outside(session)
             fit(experiment, session)
             log.get().info(f"wrote {session.run.model}")
         left = session.options_left()
@@ -44,7 +45,8 @@ def fit(experiment: Experiment, session: Session) -> None:
     import torch
 
     from hpc_closure.closure import artifact
-    from hpc_closure.data.reader import DataSet
+    from hpc_closure.data.divergence import check_divergence
+    from hpc_closure.data.opening import open_data
     from hpc_closure.train import processes, trainer
 
     section = experiment.train
@@ -52,7 +54,8 @@ def fit(experiment: Experiment, session: Session) -> None:
     if model_kind is not None and model_kind.tuned:
         return tune(experiment, session)
     joined = processes.join(session.device, session.world.bcast)
-    store = DataSet(session.run.data)
+    store = open_data(experiment)
+    check_divergence(experiment, store)
     data = trainer.TrainData(*samples(experiment, store))
     torch.manual_seed(seed_of(experiment))
     model = build_model(experiment)
@@ -107,13 +110,15 @@ def tune(experiment: Experiment, session: Session) -> None:
     """Tune the constants of a functional closure on the first process, and export it."""
     from hpc_closure.closure import artifact
     from hpc_closure.closure.baselines.functional import FunctionalModel
-    from hpc_closure.data.reader import DataSet
+    from hpc_closure.data.divergence import check_divergence
+    from hpc_closure.data.opening import open_data
     from hpc_closure.train import tuning
 
     if not session.world.root:
         return
-    store = DataSet(session.run.data)
+    store = open_data(experiment)
     try:
+        check_divergence(experiment, store)
         model = build_model(experiment)
         assert isinstance(model, FunctionalModel)
         log.get().info(tuning.tune(model, experiment, store, session.stop))
@@ -261,10 +266,25 @@ def is_trained(experiment: Experiment, path: Path) -> bool:
 
 def check_data(experiment: Experiment) -> None:
     """Raise ValueError unless all data exist."""
+    if experiment.data is not None and experiment.data.in_place:
+        return
     books = Ledger.of(experiment, "generate")
     reason = books.incomplete(books.survey())
     if reason:
         raise ValueError(reason)
+
+
+def check_outside(session: Session) -> None:
+    """Check data of others on the first process, and log their faults.
+
+    Raises:
+        ValueError: there is an error that is not accepted.
+    """
+    if session.experiment.data is None:
+        return
+    from hpc_closure.generate import outside
+
+    outside.require_in(session)
 
 
 def print_plan(experiment: Experiment) -> int:

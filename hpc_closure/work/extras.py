@@ -14,7 +14,7 @@ import importlib.util
 EXTRAS = {
     "hpc": ("mpi4py", "submitit"),
     "report": ("matplotlib", "pandas", "jinja2", "tensorboard"),
-    "data": ("xarray", "zarr", "netCDF4"),
+    "data": ("zarr", "netCDF4"),
     "deepspeed": ("deepspeed",),
 }
 EVALUATE = ("pandas", "matplotlib", "jinja2")  # modules without which evaluate cannot run

@@ -18,6 +18,7 @@ r"""A closure composed of parts, each chosen in the experiment.
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,7 +41,7 @@ from hpc_closure.closure.composed.numbers import candidates
 from hpc_closure.closure.composed.part_selection import LEAST
 from hpc_closure.closure.composed.point_mixture import PointMixture
 from hpc_closure.closure.composed.regression import TermRegression
-from hpc_closure.closure.composed.statistics import Adjustment, Statistics
+from hpc_closure.closure.composed.statistics import Adjustment, Statistics, acts
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.features import (
     Features,
@@ -50,6 +51,7 @@ from hpc_closure.closure.fields.features import (
 from hpc_closure.closure.fields.members import each_member, for_members
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.persistence import position, share_of_mean
+from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.gaussian.channel_covariance import apply_channels, remove_channels
 from hpc_closure.closure.gaussian.conditioning import (
     Conditioning,
@@ -81,6 +83,7 @@ __all__ = ["CompositeClosure"]
 
 BEYOND = 6.0  # bound of a state's summary numbers, in standard deviations
 NOTHING = 1e-9  # share of a closure's power that counts as round-off
+SINGLE = 1e-5  # round-off of the power of a state in single precision
 FAR = 10.0  # bound of a condition channel, in root mean squares
 MEAN_GP = "mean_gp"
 
@@ -144,6 +147,8 @@ class CompositeClosure(ClosureModel):
         self.residual: Residual = residual.build(channels, self.config, self.band)
         self.statistics = Statistics()
         self._scales: dict[float, Tensor] = {}
+        #: calls between the knots of noise with memory, of all shells that have such noise
+        self.knot_spacings: list[float] = []
         self.library = self._library()
         self.adjustment: Adjustment | None = None
         if config["adjusted"]:
@@ -204,6 +209,7 @@ class CompositeClosure(ClosureModel):
             law = StationaryGaussian(inner, s.law_spectrum, s.law_tail)
             plain = StationaryGaussian(inner, s.plain_spectrum, s.law_tail)
             self.knots = knot_spacing(s.memory_times, s.memory_spacing or 0.0)
+            self.knot_spacings = sorted(set(self.knots[self.knots > 0].tolist()))
         copula = None
         if s.copula_spectrum is not None:
             copula = StationaryGaussian(inner, s.copula_spectrum)
@@ -259,7 +265,7 @@ class CompositeClosure(ClosureModel):
         if not isinstance(self.residual, Generator):
             return False
         gain = self.statistics.score_gain
-        return gain is None or bool((gain != 0).any())
+        return gain is None or acts(gain)
 
     @property
     def mean_gain(self) -> Tensor | None:
@@ -267,8 +273,7 @@ class CompositeClosure(ClosureModel):
 
         It is the gain one call ahead, times the share at which coupled runs are stable.
         """
-        gain, share = self.statistics.mean_gain, self.statistics.mean_share
-        return gain if gain is None or share is None else gain * share[: gain.shape[-1]]
+        return self.statistics.mean_gain_in_use
 
     @property
     def is_white(self) -> bool:
@@ -283,7 +288,7 @@ class CompositeClosure(ClosureModel):
 
     def gain_by_mode(self, shells: Tensor | None, like: Tensor) -> Tensor | None:
         """Expand gains (shells,) of a trained part to modes; None if they are zero everywhere."""
-        if shells is None or not bool((shells != 0).any()):
+        if shells is None or not acts(shells):
             return None
         places = to_device_cached(self.frame.kept.grid.shell(), like)
         return to_device_cached(shells, like)[..., places]
@@ -489,16 +494,34 @@ class CompositeClosure(ClosureModel):
         If the residual has a law by wavevector, the noise is drawn from it. The mean mode is real;
         its imaginary part holds the standard normal by which a mixture chooses a component.
         """
-        is_residual = law is self.frame.law and law is not self.frame.plain
-        if is_residual and isinstance(self.residual, Resampled):
+        if self._is_of_residual(law) and isinstance(self.residual, Resampled):
             return self.resampled(key, stream)
-        kept = self.frame.kept
-        white = keyed_noise.white_fields(kept, key, stream, self.device, self.channel_shape)
-        noise = law.coloured(white)
-        if is_residual and isinstance(self.residual, Modes) and self.frame.factors is not None:
-            return apply_factors(to_device_cached(self.frame.factors, noise), noise)
-        if is_residual and isinstance(self.residual, Mixture):
+        white = keyed_noise.white_fields(
+            self.frame.kept, key, stream, self.device, self.channel_shape
+        )
+        choice = None
+        if self._is_of_residual(law) and isinstance(self.residual, Mixture):
             choice = keyed_noise.normals(*key, 1, stream=keyed_noise.STREAM_COMPONENT)[:, 0]
+        return self.coloured(law, white, choice)
+
+    def _is_of_residual(self, law: StationaryGaussian) -> bool:
+        return law is self.frame.law and law is not self.frame.plain
+
+    def coloured(
+        self, law: StationaryGaussian, white: Tensor, choice: Tensor | None = None
+    ) -> Tensor:
+        """Turn white noise (M, ...) into base noise of a law, with independent channels.
+
+        Args:
+            law: the law.
+            white: spectra, complex128.
+            choice: standard normals (M,) by which a mixture chooses components; else None.
+        """
+        noise = law.coloured(white)
+        is_by_mode = self._is_of_residual(law) and isinstance(self.residual, Modes)
+        if is_by_mode and self.frame.factors is not None:
+            return apply_factors(to_device_cached(self.frame.factors, noise), noise)
+        if choice is not None:
             noise.flatten(1)[:, 0].imag.copy_(choice)
         return noise
 
@@ -529,7 +552,36 @@ class CompositeClosure(ClosureModel):
 
     def noise_of_call(self, request: Request, law: StationaryGaussian) -> Tensor:
         """Draw the base noise of a call, with the residual's memory if it has any."""
-        noise = self.joined(law, self._noise_with_memory(request, law))
+        key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
+        draws, turns = [self.independent_noise(law, key, keyed_noise.STREAM_BASE)], []
+        for knots in self.knot_spacings:
+            first, cos, sin = position(request.call * request.interval_ratio, knots)
+            stream = keyed_noise.STREAM_MEMORY + round(math.log2(knots))
+            draws += [
+                self.independent_noise(law, key._replace(item=first + i), stream) for i in (0, 1)
+            ]
+            turns.append((cos, sin))
+        return self.noise_of_draws(law, draws, turns)
+
+    def noise_of_draws(
+        self, law: StationaryGaussian, draws: Sequence[Tensor], turns: Sequence[Any]
+    ) -> Tensor:
+        """Assemble the base noise of a call from independent draws, as a function of tensors.
+
+        Args:
+            law: law of the draws.
+            draws: draws (M, ...): that of the call, and for each of :attr:`knot_spacings` those of
+                the knots before and after it.
+            turns: (cos, sin) of the call's place between the knots, for each spacing.
+        """
+        noise = draws[0]
+        if turns:
+            shell = to_device_cached(self.frame.kept.grid.shell(), noise)
+        for number, (knots, (cos, sin)) in enumerate(zip(self.knot_spacings, turns)):
+            at_knot, at_next = draws[1 + 2 * number : 3 + 2 * number]
+            rows = (self.knots == knots).to(noise.device)[..., shell]
+            noise = torch.where(rows, cos * at_knot + sin * at_next, noise)
+        noise = self.joined(law, noise)
         if self.adjustment is None:
             return noise
         factor = self.adjustment().noise
@@ -537,22 +589,6 @@ class CompositeClosure(ClosureModel):
             factor = factor * to_device_cached(self.statistics.trajectory_noise, factor)
         shell = to_device_cached(self.frame.kept.grid.shell(), factor)
         return noise * factor[shell].to(noise.real)
-
-    def _noise_with_memory(self, request: Request, law: StationaryGaussian) -> Tensor:
-        key = keyed_noise.Key(request.seed, request.stage, request.members, request.call)
-        fresh = self.independent_noise(law, key, keyed_noise.STREAM_BASE)
-        if not bool((self.knots > 0).any()):
-            return fresh
-        shell = to_device_cached(self.frame.kept.grid.shell(), fresh)
-        for knots in sorted(set(self.knots[self.knots > 0].tolist())):
-            first, cos, sin = position(request.call * request.interval_ratio, knots)
-            stream = keyed_noise.STREAM_MEMORY + round(math.log2(knots))
-            at_knot, at_next = (
-                self.independent_noise(law, key._replace(item=first + i), stream) for i in (0, 1)
-            )
-            rows = (self.knots == knots).to(fresh.device)[..., shell]
-            fresh = torch.where(rows, cos * at_knot + sin * at_next, fresh)
-        return fresh
 
     def scale_of(self, interval_ratio: float) -> Tensor | None:
         """Compute factors (shells,) of the residual's std for another averaging time.
@@ -604,11 +640,8 @@ class CompositeClosure(ClosureModel):
     def _draw(self, frames_hat: Tensor, request: Request) -> Tensor:
         """Draw spectra of U (members, ...) in the model's band."""
         sensors, baseline = request.sensors, request.method == MEAN_GP
-        if sensors is not None and self.dimensions != 2:
-            raise ValueError(
-                f"sensors are for flows in two dimensions, this model's has {self.dimensions}: "
-                "pass sensors=None"
-            )
+        if sensors is not None:
+            self._check_sensors(sensors, baseline)
         if sensors is None and self.sensors_allowed == "required":
             raise ValueError(
                 "this model was trained with conditions.sensors=required: pass "
@@ -625,7 +658,7 @@ class CompositeClosure(ClosureModel):
         else:
             inputs = frames_hat, self.noise_of_call(request, self._law(how))
         if sensors is None:
-            drawn, beyond = self._draw_without_sensors(how, *inputs)
+            drawn, beyond = self.draw_without_sensors(how, *inputs)
         else:
             drawn, beyond = self._draw_with_sensors(how, request, *inputs)
         self._num_rescaled = beyond.any(-1).sum() + self._num_rescaled.to(beyond.device)
@@ -633,7 +666,26 @@ class CompositeClosure(ClosureModel):
             request.tell(beyond)
         return drawn
 
-    def _draw_without_sensors(self, how: Drawing, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def _check_sensors(self, sensors: Sensors, baseline: bool) -> None:
+        """Raise ValueError unless the readings have the sides and fields of this model."""
+        sides, fields = sensors.positions.shape[-1], self.channel_shape
+        if sides != self.dimensions:
+            raise ValueError(
+                f"sensor positions have {sides} coordinates, this model's flow has "
+                f"{self.dimensions} dimensions: expected (S, {self.dimensions})"
+            )
+        if fields and sensors.values.shape[-2:-1] != fields:
+            raise ValueError(
+                f"sensor values have shape {tuple(sensors.values.shape)}, expected (..., "
+                f"{fields[0]}, S): every sensor reads all fields of the state"
+            )
+        if (fields or sides != 2) and self.score_active and not baseline:
+            raise ValueError(
+                f"a model with residual {self.config['residual']} is conditioned on sensors only "
+                "for one field in two dimensions: pass sensors=None"
+            )
+
+    def draw_without_sensors(self, how: Drawing, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Draw closures without sensors, as a function of tensors, and mark rescaled shells.
 
         Args:
@@ -731,8 +783,23 @@ class CompositeClosure(ClosureModel):
             return far, factor
         return far.any(1), factor[:, self.whole]
 
+    @property
+    def has_range(self) -> bool:
+        return self.statistics.state_least is not None
+
+    def beyond_training(self, state_hat: Tensor) -> Tensor | None:
+        least, largest = self.statistics.state_least, self.statistics.state_largest
+        if least is None or largest is None:
+            return None
+        shell = self.shell_power(self.band.resized(state_hat))
+        least, largest = to_device_cached(least, shell), to_device_cached(largest, shell)
+        floor = NOTHING * largest.sum(-1, keepdim=True)  # round-off has no range
+        above = shell > (1 + SINGLE) * torch.maximum(largest, floor)
+        out = above | ((shell < (1 - SINGLE) * least) & (least > floor))
+        return out.any(1) if self.channel_shape else out
+
     def shell_power(self, u_hat: Tensor) -> Tensor:
-        """Compute the power of each shell of closures, (B, shells).
+        """Compute the power of each shell of closures or states, (B, shells).
 
         Of C fields it is (B, F, shells), where the components of a vector are one of F fields.
         """

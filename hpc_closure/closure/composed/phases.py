@@ -171,6 +171,9 @@ class FitMean(Phase):
         state = torch.zeros(*model.channel_shape, len(b.group_k2), dtype=torch.float64)
         spectrum, total = torch.zeros_like(state), torch.zeros_like(state)
         shells: list[Tensor] = []
+        none = torch.zeros(1, *model.channel_shape, *b.shape, dtype=torch.complex128)
+        # largest power of each shell of the states, and minus the least
+        reach = torch.full((2, *model.shell_power(none).shape[1:]), -torch.inf).double()
         num, summary, own = 0, [], model.feature_set.own
         for frames_hat, target_hat, _ in snapshots(model, reader):
             summary.append(b.summary(frames_hat[:, 0]).flatten(1).cpu())
@@ -184,9 +187,13 @@ class FitMean(Phase):
             spectrum += b.by_group(residual.abs().square()).sum(0).cpu()
             total += b.by_group(target_hat.abs().square()).sum(0).cpu()
             shells.append(model.shell_power(target_hat).cpu())
+            of_states = model.shell_power(frames_hat[:, 0]).cpu().double()
+            both = torch.stack([of_states.amax(0), -of_states.amin(0)])
+            reach = torch.maximum(reach, both)
             num += len(target_hat)
         power, state, spectrum, total, num = reader.sum(power, state, spectrum, total, num)
         numbers = torch.cat(reader.every(summary))
+        (reach,) = reader.largest(reach)
         rms, variance = (power / num).sqrt(), spectrum / num
         has_numbers = model.dimensions > 1 or model.has_networks  # closed forms read none
         smallest = torch.full_like(numbers[0], 1e-6)
@@ -212,6 +219,8 @@ class FitMean(Phase):
                 summary_mean=numbers.mean(0) if has_numbers else None,
                 summary_std=torch.maximum(numbers.std(0), smallest) if has_numbers else None,
                 state_spectrum=inner.by_group(state_modes) / inner.group_size if reads else None,
+                state_least=-reach[1],
+                state_largest=reach[0],
                 target_rms=float((total.sum() / num).sqrt()),
                 target_largest=largest,
                 target_mean=mean,

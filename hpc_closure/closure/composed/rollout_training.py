@@ -19,13 +19,15 @@ from hpc_closure.closure.fields.losses import ALMOST_FAIR, crps
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.closure.targets import reduced_problem, traced_with
-from hpc_closure.spectral.differentiable import DifferentiableSolver
+from hpc_closure.spectral.differentiable import DifferentiableSolver, differentiable
 from hpc_closure.spectral.modes.grid import (
     hermitian,
     resize,
     to_fields,
     to_spectra,
 )
+from hpc_closure.spectral.outside.problem import OutsideProblem
+from hpc_closure.spectral.outside.simulation import OutsideGradient
 from hpc_closure.spectral.problem import Problem
 
 __all__ = ["RolloutLoss"]
@@ -68,6 +70,9 @@ class RolloutLoss:
         members: members of each ensemble.
         energy: weight of the energy errors.
         stride: steps of the full system per step of the reduced solver.
+
+    Raises:
+        ValueError: the reduced solver is a user's without a gradient.
     """
 
     def __init__(
@@ -84,12 +89,14 @@ class RolloutLoss:
         self.problem = reduced.replace(precision="float32")
         self.kind, self.span = kind, interval * problem.dt
         self.members, self.energy = members, energy
-        self._solver: DifferentiableSolver | None = None
+        self._solver: DifferentiableSolver | OutsideGradient | None = None
+        if isinstance(self.problem, OutsideProblem):
+            self.solver(torch.device("cpu"))  # one without a gradient is refused before training
 
-    def solver(self, device: torch.device) -> DifferentiableSolver:
+    def solver(self, device: torch.device) -> DifferentiableSolver | OutsideGradient:
         """Return the reduced solver on a device."""
         if self._solver is None or self._solver.device != device:
-            self._solver = DifferentiableSolver(self.problem, device)
+            self._solver = differentiable(self.problem, device)
         return self._solver
 
     def run(self, model: Drawing, batch: dict[str, Any], seed: int, step: int) -> Tensor:

@@ -8,17 +8,27 @@ the generator (see :mod:`part_selection`).
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.gaussian.memory import Tags
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.modes.grid import resize
 
-__all__ = ["NO_CENTRE", "Adjusted", "Adjustment", "Batch", "Statistics", "generator_grid"]
+__all__ = [
+    "NO_CENTRE",
+    "Adjusted",
+    "Adjustment",
+    "Batch",
+    "Statistics",
+    "acts",
+    "generator_grid",
+]
 
 # Sizes of the generator's grid: even, with small prime factors.
 SIZES = (16, 20, 24, 32, 36, 40, 48, 60, 64, 72, 80, 96, 108, 120, 128, 144, 160, 192, 216, 256)
@@ -45,6 +55,9 @@ class Statistics:
         numbers_scale: (51,) scales of its summary numbers.
         state_spectrum: (groups,) variance per mode of the state, in the residual band, if the
             generator reads the whitened state.
+        state_least, state_largest: (shells,) least and largest power of each shell of the training
+            states, the range of the training; of several fields (F, shells) as ``target_largest``.
+            None in old files.
         target_rms: rms of the closure; over the channels its root sum of squares.
         target_largest, target_mean: (shells,) power of a shell that only a share ``RARE`` of the
             fitted closures exceeds, and the mean power; only of a model that reads previous
@@ -91,6 +104,8 @@ class Statistics:
     numbers_mean: Tensor | None = None
     numbers_scale: Tensor | None = None
     state_spectrum: Tensor | None = None
+    state_least: Tensor | None = None
+    state_largest: Tensor | None = None
     target_rms: float = NOT_YET
     target_largest: Tensor | None = None
     target_mean: Tensor | None = None
@@ -129,6 +144,12 @@ class Statistics:
     trajectory_power: Tensor | None = None
     trajectory_noise: Tensor | None = None
 
+    @cached_property
+    def mean_gain_in_use(self) -> Tensor | None:
+        """Gain (shells,) of the mean's network times its share; None before it is judged."""
+        gain, share = self.mean_gain, self.mean_share
+        return gain if gain is None or share is None else gain * share[: gain.shape[-1]]
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the statistics that are set, in the form of a file."""
         values = {field.name.replace("_", "/", 1): getattr(self, field.name) for field in KEYS}
@@ -155,6 +176,17 @@ KEYS = fields(Statistics)
 NO_CENTRE: dict[str, Any] = {
     entry.name: None for entry in KEYS if entry.name.startswith("centre_")
 }
+
+
+_acting = WeakTensorKeyDictionary()  # whether gains act, with the version of their values
+
+
+def acts(gain: Tensor) -> bool:
+    """Return whether a gain is not zero in some shell; cached, as exports cannot read values."""
+    known = _acting.get(gain)
+    if known is None or known[0] != gain._version:
+        known = _acting[gain] = gain._version, bool((gain != 0).any())
+    return known[1]
 
 
 def _held(value: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from hpc_closure.closure.reductions import Reader
 from hpc_closure.closure.targets import advance_with
 from hpc_closure.spectral.modes.grid import resize, to_spectra
 from hpc_closure.spectral.problem import Problem
-from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.simulation import simulation_of
 
 __all__ = ["RunResult", "LongRuns", "lower"]
 
@@ -185,7 +185,7 @@ class LongRuns:
             for member in range(self.members)
             for start in starts
         ]
-        simulation = Simulation(self.problem, ids, self.seed, device=device)
+        simulation = simulation_of(self.problem, ids, self.seed, device=device)
         like = simulation.state
         states = self._spectra(torch.stack([start[1] for start in starts]))
         states = states.repeat(self.members, *[1] * (states.ndim - 1))

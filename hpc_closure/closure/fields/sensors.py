@@ -33,34 +33,57 @@ class Sensors:
     """Point values of the true closure.
 
     Args:
-        values: (..., S), a row per state, in the convention of the target U.
-        positions: (S, 2) coordinates (x, y), any real numbers, because the domain is periodic.
-        noise_std: standard deviation of the sensors' errors, in units of U; 0 = exact.
+        values: (..., S), a row per state, in the convention of the target U; of a state of C
+            fields (..., C, S), because a sensor reads all fields at its place.
+        positions: (S, 2) coordinates (x, y), any real numbers, because the domain is periodic; on
+            a line (S, 1), of three sides (S, 3).
+        noise_std: standard deviation of the sensors' errors, in units of U; 0 = exact. Of C
+            fields a number for all of them, or C numbers.
     """
 
     values: Any
     positions: Any
-    noise_std: float = 0.0
+    noise_std: Any = 0.0
 
     def __post_init__(self):
         values = torch.as_tensor(self.values)
         positions = torch.as_tensor(self.positions, dtype=torch.float64).cpu()
-        if positions.ndim != 2 or positions.shape[-1] != 2 or not len(positions):
+        if positions.ndim != 2 or positions.shape[-1] not in (1, 2, 3) or not len(positions):
             raise ValueError(
-                f"sensor positions have shape {tuple(positions.shape)}, expected (S, 2)"
+                f"sensor positions have shape {tuple(positions.shape)}, expected (S, 2), on a "
+                "line (S, 1), of three sides (S, 3)"
             )
         if values.ndim < 1 or values.shape[-1] != len(positions):
             raise ValueError(
                 f"{len(positions)} sensor positions but values of shape {tuple(values.shape)}; "
                 "expected (..., S)"
             )
-        if not 0 <= float(self.noise_std) < float("inf"):
+        try:
+            noise = tuple(map(float, np.ravel(np.asarray(self.noise_std, dtype=float))))
+        except (TypeError, ValueError):
+            noise = ()
+        if not noise or not all(0 <= one < float("inf") for one in noise):
             raise ValueError(f"sensor noise_std={self.noise_std}, expected a number >= 0")
+        if len(noise) > 1 and (values.ndim < 2 or values.shape[-2] != len(noise)):
+            raise ValueError(
+                f"{len(noise)} numbers in noise_std but values of shape {tuple(values.shape)}; "
+                "expected one number, or one for each field of (..., C, S)"
+            )
         if not torch.isfinite(values).all() or not torch.isfinite(positions).all():
             raise ValueError("sensor values and positions must be finite; drop the silent sensors")
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "positions", positions)
-        object.__setattr__(self, "noise_std", float(self.noise_std))
+        object.__setattr__(self, "noise_std", noise[0] if len(set(noise)) == 1 else noise)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the sensors have no errors."""
+        return self.noise_std == 0
+
+    def variances(self, fields: int = 1) -> Tensor:
+        """Return the variance of each reading's error, (fields S,) float64, field by field."""
+        std = torch.tensor(self.noise_std, dtype=torch.float64).expand(fields)
+        return std.square().repeat_interleave(len(self.positions))
 
     @property
     def key(self) -> tuple:
@@ -75,48 +98,54 @@ class Sensors:
 # ---- positions ----------------------------------------------------------------------------------
 
 
-def regular_positions(per_side: int, length: float = 1.0) -> Tensor:
-    """Compute positions (per_side^2, 2), float64, of a regular layout from the origin."""
+def regular_positions(per_side: int, length: float = 1.0, dimensions: int = 2) -> Tensor:
+    """Compute positions (per_side^2, 2), float64, of a regular layout from the origin.
+
+    On a line they are (per_side, 1), of three sides (per_side^3, 3).
+    """
     x = torch.arange(per_side, dtype=torch.float64) * (length / per_side)
-    return torch.cartesian_prod(x, x).reshape(-1, 2)
+    return torch.cartesian_prod(*[x] * dimensions).reshape(-1, dimensions)
 
 
 def regular_side(positions: Tensor) -> int | None:
     """Return the sensors per side of a regular layout from the origin; None for other layouts."""
     side = math.isqrt(len(positions))
-    if side * side != len(positions):
+    if side * side != len(positions) or positions.shape[-1] != 2:
         return None
     length = float(positions.max()) * side / max(1, side - 1)
     expected = regular_positions(side, length)
     return side if torch.allclose(positions, expected, atol=1e-9 * max(1, length)) else None
 
 
-def grid_points(layout, size: int, seed: int) -> Tensor:
-    """Return the grid points of a layout as integer pairs, (S, 2).
+def grid_points(layout, size: int, seed: int, dimensions: int = 2) -> Tensor:
+    """Return the grid points of a layout as integers, (S, 2), one column per side.
 
     Regular: ``number`` per side. Scattered: ``number`` distinct points, chosen by ``seed``.
 
     Raises:
         ValueError: the layout does not fit on the grid.
     """
+    grid = f"{size}^{dimensions} grid"
     if layout.layout == "regular":
         if size % layout.number:
-            raise ValueError(f"sensors: {layout.number} per side do not divide the {size}^2 grid")
+            raise ValueError(f"sensors: {layout.number} per side do not divide the {grid}")
         side = torch.arange(0, size, size // layout.number)
-        return torch.cartesian_prod(side, side).reshape(-1, 2)
-    if layout.number > size * size:
-        raise ValueError(f"sensors: {layout.number} points do not fit on the {size}^2 grid")
-    order = np.argsort(standard_normals(seed, "sensor layout", 0, width=size * size)[0])
-    chosen = torch.as_tensor(np.sort(order[: layout.number]))
-    return torch.stack([chosen // size, chosen % size], dim=1)
+        return torch.cartesian_prod(*[side] * dimensions).reshape(-1, dimensions)
+    points = size**dimensions
+    if layout.number > points:
+        raise ValueError(f"sensors: {layout.number} points do not fit on the {grid}")
+    order = np.argsort(standard_normals(seed, "sensor layout", 0, width=points)[0])
+    chosen = np.sort(order[: layout.number])
+    return torch.as_tensor(np.stack(np.unravel_index(chosen, (size,) * dimensions), axis=1))
 
 
-def layout_name(layout) -> str:
+def layout_name(layout, dimensions: int = 2) -> str:
     """Return the short name of a layout for tables: ``16x16``, ``64 scattered``, ``none``."""
     if layout is None:
         return "none"
     regular = layout.layout == "regular"
-    name = f"{layout.number}x{layout.number}" if regular else f"{layout.number} scattered"
+    sides = "x".join([str(layout.number)] * dimensions) if dimensions > 1 else f"{layout.number}"
+    name = sides if regular else f"{layout.number} scattered"
     return f"{name}, noise {layout.noise:g}" if layout.noise else name
 
 
@@ -124,24 +153,45 @@ def layout_name(layout) -> str:
 
 
 def observe(
-    field: Tensor, layout, seed: int, rows: Sequence[int], call: int, length: float = 1.0
+    field: Tensor,
+    layout,
+    seed: int,
+    rows: Sequence[int],
+    call: int,
+    length: float = 1.0,
+    dimensions: int = 2,
+    rms: Tensor | None = None,
 ) -> Sensors:
     """Read fields (B, n, n) with the sensors of a layout, errors included.
 
     Args:
-        field: closure fields.
+        field: closure fields; of C fields (B, C, n, n), all of which a sensor reads.
         layout: see the module's docstring.
         seed, rows, call: key of the sensor errors: experiment, a number per field, closure call.
         length: side of the square.
+        dimensions: number of sides.
+        rms: root mean square of each field, (C,) or a number, of which the errors are a multiple;
+            None = that of ``field``.
     """
-    points = grid_points(layout, field.shape[-1], seed)
-    values = field[..., points[:, 0], points[:, 1]]
-    noise_std = 0.0
+    points = grid_points(layout, field.shape[-1], seed, dimensions)
+    strides = torch.tensor([field.shape[-1] ** axis for axis in reversed(range(dimensions))])
+    values = field.flatten(-dimensions)[..., (points * strides).sum(1)]
+    noise_std: Any = 0.0
     if layout.noise:
-        noise_std = float(layout.noise * field.double().square().mean().sqrt())
-        errors = keyed_noise.normals(seed, "sensor error", rows, call, len(points))
-        values = values + noise_std * errors.to(values)
+        rms = rms_of(field, dimensions) if rms is None else torch.as_tensor(rms)
+        noise_std = (layout.noise * rms).tolist()
+        errors = keyed_noise.normals(seed, "sensor error", rows, call, values[0].numel())
+        std = torch.as_tensor(noise_std, dtype=torch.float64)[..., None]
+        values = values + std.to(values) * errors.view(values.shape).to(values)
     return Sensors(values, points.to(torch.float64) * (length / field.shape[-1]), noise_std)
+
+
+def rms_of(field: Tensor, dimensions: int = 2) -> Tensor:
+    """Compute the root mean square of fields (B, n, n), a number, or (C,) of (B, C, n, n)."""
+    square = field.double().square()
+    if field.ndim == 1 + dimensions:
+        return square.mean().sqrt()
+    return square.movedim(1, 0).flatten(1).mean(1).sqrt()
 
 
 def subgrid(field: Tensor, per_side: int) -> Tensor:

@@ -122,7 +122,7 @@ class Observed:
     """Information of sensors about q, for B states.
 
     Attributes:
-        fields: (B or 1, C, g, g) input channels of the residual's network.
+        fields: (B or 1, C, g, g) input channels of the residual's network; empty if there is none.
         gain: the kriging gain; None if only the network uses the sensors.
         mean: posterior mean of q, spectra (B or 1, ...); None likewise.
         readings: readings for the network.
@@ -245,17 +245,19 @@ class Kriged(Conditioning):
         """Return the gain of a layout under a law of q; cached if the same for every state."""
         shells = None if scale is None else tuple(scale.tolist())
         key = (*sensors.key, str(device), law is frame.law, shells)
-        fixed = log_amplitude is None or sensors.noise_std == 0
+        fixed = log_amplitude is None or sensors.exact
         if fixed and key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        variance = torch.full(
-            (len(sensors.positions),), sensors.noise_std**2, dtype=torch.float64, device=device
-        )
+        fields = len(law.spectrum) if law.spectrum.ndim > 1 else 1
+        variance = sensors.variances(fields).to(device)
         if log_amplitude is not None and not fixed:
-            variance = variance * torch.exp(-2 * frame.at(log_amplitude, sensors.positions))
+            at_sensors = frame.at(log_amplitude, sensors.positions).flatten(1)
+            variance = variance * torch.exp(-2 * at_sensors)
         seen = None if scale is None else frame.each_mode(scale, variance)
-        out = Kriging(law, sensors.positions, variance, seen)
+        is_plain = law is frame.plain and law is not frame.law
+        channels = frame.plain_channels if is_plain else frame.channels
+        out = Kriging(law, sensors.positions, variance, seen, channels)
         if fixed:
             self._kept[key] = out
             while len(self._kept) > KRIGING_CACHE:
@@ -267,6 +269,8 @@ class Kriged(Conditioning):
         device = encoding.mean_hat.device
         gain = self.gain(frame, sensors, encoding.log_amplitude, law, device, scale)
         kriged = gain.field(innovation)
+        if law.spectrum.ndim > 1 or frame.kept.grid.dimensions != 2:  # no network reads them
+            return Observed(self.absent(frame, encoding.features), gain, kriged)
         return Observed(self._fields(frame, kriged, gain.std(frame.size)), gain, kriged)
 
     def _fields(self, frame: ResidualCoordinates, kriged: Tensor, std: Tensor) -> Tensor:

@@ -125,8 +125,11 @@ class ResidualCoordinates:
         return self.band.resized(grid_band.to_spectral(field))
 
     def at(self, field: Tensor, positions: Tensor) -> Tensor:
-        """Interpolate fields (B, g, g) by Fourier modes at positions (S, 2); returns (B, S)."""
-        full = band(self.size // 2 - 1, self.band.length)
+        """Interpolate fields (B, g, g) by Fourier modes at positions (S, 2); returns (B, S).
+
+        Of fields (B, C, g, g) it returns (B, C, S).
+        """
+        full = band(self.size // 2 - 1, self.band.length, self.band.grid.dimensions)
         return full.values(full.to_spectral(field), positions)
 
     def each_mode(self, shells: Tensor, like: Tensor) -> Tensor:
@@ -136,15 +139,19 @@ class ResidualCoordinates:
     def innovation(self, encoding: StateConditions, sensors: Sensors) -> Tensor:
         """Compute innovations: readings minus the mean, divided by D; (B, S) float64.
 
+        Of C fields they are (B, C S), those of the first field first.
+
         Args:
             encoding: conditions from the states.
             sensors: readings of U.
         """
         device = encoding.mean_hat.device
-        values = sensors.values.to(device).double().reshape(-1, len(sensors.positions))
+        fields = (encoding.mean_hat.shape[1],) if self.law.spectrum.ndim > 1 else ()
+        shape = (-1, *fields, len(sensors.positions))
+        values = sensors.values.to(device).double().reshape(shape)
         innovation = values - self.band.values(encoding.mean_hat, sensors.positions)
         if encoding.log_amplitude is not None:
             innovation = innovation * torch.exp(
                 -self.at(encoding.log_amplitude.double(), sensors.positions)
             )
-        return innovation
+        return innovation.flatten(1)

@@ -140,20 +140,26 @@ class SpectralConv(nn.Module):
 
         This is a batched real product; the last axis runs over (channel, re/im).
         """
-        return _Contiguous.apply(torch.bmm(x_hat, self.blocks(x_hat.dtype)))
+        mixed = torch.bmm(x_hat, self.blocks(x_hat.dtype))
+        return _Contiguous.apply(mixed) if mixed.requires_grad else mixed
 
     def blocks(self, dtype: torch.dtype) -> Tensor:
         """Return the weights as real matrices (2M * M, 2 in, 2 out); cached in eval mode."""
         weight = self.weight
+        if torch.compiler.is_compiling():  # an exported weight has no address
+            return self._as_blocks(dtype)
         key = (weight._version, weight.data_ptr(), dtype)
         keep = not self.training and not torch.is_grad_enabled()
         if keep and self._kept is not None and self._kept[0] == key:
             return self._kept[1]
-        re, im = weight.to(dtype).unbind(-1)
-        block = torch.stack([torch.stack([re, im], -1), torch.stack([-im, re], -1)], dim=-3)
-        block = block.flatten(0, self.dimensions - 1).flatten(1, 2).flatten(2)
+        block = self._as_blocks(dtype)
         self._kept = (key, block) if keep else None
         return block
+
+    def _as_blocks(self, dtype: torch.dtype) -> Tensor:
+        re, im = self.weight.to(dtype).unbind(-1)
+        block = torch.stack([torch.stack([re, im], -1), torch.stack([-im, re], -1)], dim=-3)
+        return block.flatten(0, self.dimensions - 1).flatten(1, 2).flatten(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve real fields, (B, in, n, n) -> (B, out, n, n); n once or thrice likewise."""

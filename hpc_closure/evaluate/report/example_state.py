@@ -20,6 +20,7 @@ from hpc_closure.evaluate.stages.generated import BLOCK_BYTES
 
 DRAWS = 1024
 KEPT = 3  # number of samples whose fields are shown
+SPREAD = 64  # samples of several fields, of which two are shown
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,60 @@ class OneState:
     values: Mapping[str, Tensor]
     number: str
     state: str
+
+
+@dataclass(frozen=True)
+class FieldsOfState:
+    """Closures of several fields at one state, all float64 on the CPU.
+
+    Attributes:
+        names: names of the C fields.
+        tiles: title -> closure (C, n, n); the truth comes first.
+        spread: standard deviation over the model's samples, (C, n, n).
+        state: description of the state, in words.
+    """
+
+    names: tuple[str, ...]
+    tiles: Mapping[str, Tensor]
+    spread: Tensor
+    state: str
+
+
+def answer_of_fields(inputs: Inputs) -> FieldsOfState | None:
+    """Sample closures of several fields for one state; None for one field, or on a line.
+
+    Of the held-out snapshots that are scored, it is the one of median power, the mean over the
+    fields of each field's power relative to its own mean.
+    """
+    settings, grid = inputs.experiment.evaluate, inputs.experiment.score_grids[0]
+    if not inputs.channels or inputs.dimensions == 1:
+        return None
+    if inputs.closure.config["conditions"]["sensors"] == "required":
+        return None
+    snapshots = inputs.snapshots(grid)
+    methods = Methods(inputs, snapshots, None, snapshots.closures)  # climatology is not sampled
+    index = median(snapshots.closures)
+    here = torch.tensor([index])
+    tiles = {"truth (DNS)": snapshots.closures[index].double()}
+    if inputs.replicas is not None:
+        others = inputs.closures_of_replicas(snapshots.keys[index], grid)
+        if len(others) > 1:
+            tiles["DNS, same past"] = others[1].double()
+    draws = min(SPREAD, settings.members)
+    drawn = methods.samplers[inputs.model](here, draws)[:, 0].double().cpu()
+    tiles |= {f"{inputs.model}: sample {i + 1}": one for i, one in enumerate(drawn[:2])}
+    if "mean_gp" in methods.samplers and inputs.closure.model.score_active:
+        tiles["no generator: sample"] = methods.samplers["mean_gp"](here, 1)[0, 0].double().cpu()
+    return FieldsOfState(
+        inputs.channels, tiles, drawn.std(0), "the held-out state of median power"
+    )
+
+
+def median(closures: Tensor) -> int:
+    """Return the index of the snapshot of median power of closures (S, C, n, n)."""
+    power = closures.double().square().flatten(2).mean(2)
+    relative = (power / power.mean(0).clamp(min=1e-300)).mean(1)
+    return int(relative.argsort()[(len(relative) - 1) // 2])
 
 
 def answer(inputs: Inputs) -> OneState | None:

@@ -17,7 +17,7 @@ from pandas import DataFrame, Series
 from torch import Tensor
 
 from hpc_closure.evaluate.report import drawn
-from hpc_closure.evaluate.report.example_state import OneState
+from hpc_closure.evaluate.report.example_state import FieldsOfState, OneState
 from hpc_closure.evaluate.rows import RUNG, format_value, select, sort_methods
 from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.rank_histogram import merge, rank_p
@@ -273,6 +273,41 @@ def closure(shown: OneState, *, quantity: str = "U", unit: str = r"s$^{-2}$") ->
         bar(image, len(spreads), low, f"std of {quantity} [{spread_unit}]")
         right = left + len(spreads) * step + 0.8
         _values(place(right, low, width - 0.12 - right), shown, quantity, unit)
+    return figure
+
+
+def closures_of_fields(shown: FieldsOfState, units: Mapping[str, str]) -> Figure:
+    """Draw truth, samples and the model's spread of several fields, one row per field.
+
+    Each row has its own scale. Of fields of three sides the plane z = 0 is drawn.
+
+    Args:
+        shown: closures sampled for one state.
+        units: name of a field -> unit of its closure.
+    """
+    rows, columns = len(shown.names), len(shown.tiles) + 1
+    with drawing_style():
+        figure = Figure(figsize=(1.7 + 1.5 * columns, 0.6 + 1.55 * rows), layout="compressed")
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for row, (line, name) in enumerate(zip(axes, shown.names, strict=True)):
+            panels = [plane(tile[row]) for tile in shown.tiles.values()]
+            std = plane(shown.spread[row])
+            finite = [np.abs(panel[np.isfinite(panel)]).max(initial=0.0) for panel in panels]
+            scale, unit = scaled(max(finite), units[name])
+            limit, top = scale * max(finite) or 1.0, scale * float(std.max()) or 1.0
+            for axis, panel, title in zip(line, panels, shown.tiles, strict=False):
+                signed = _image(axis, scale * panel, title, "RdBu_r", -limit, limit)
+            spread = _image(line[-1], scale * std, "spread", "viridis", 0, top)
+            line[0].set_ylabel(f"U of {name}\n[{unit}]\ny / L")
+            for image, axis in ((signed, line[-2]), (spread, line[-1])):
+                bar = figure.colorbar(image, ax=axis, location="right", aspect=14)
+                bar.outline.set_linewidth(0.6)
+                bar.locator = MaxNLocator(4)
+            if row:
+                for axis in line:
+                    axis.set_title("")
+        for axis in axes[-1]:
+            axis.set_xlabel("x / L")
     return figure
 
 

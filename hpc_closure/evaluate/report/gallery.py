@@ -13,7 +13,7 @@ from pandas import DataFrame
 
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.report import example_state, figures
-from hpc_closure.evaluate.report.example_state import OneState
+from hpc_closure.evaluate.report.example_state import FieldsOfState, OneState
 from hpc_closure.evaluate.rows import points_in_words, select
 from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.table import Scored
@@ -101,22 +101,29 @@ def draw(
         return
     inputs.run.figures.mkdir(parents=True, exist_ok=True)
     album = Album(inputs.run.figures, inputs.experiment.evaluate.formats)
-    if (shown := example_state.answer(inputs)) is not None:
-        yield illustrate_closure(shown, album)
-    units = {channel.name: channel.unit for channel in inputs.experiment.physics.channels}
+    if (example := example_state.answer(inputs)) is not None:
+        yield illustrate_closure(example, album)
+    physics = inputs.experiment.physics
+    units = {channel.name: channel.unit or "1" for channel in physics.channels}
+    if (of_fields := example_state.answer_of_fields(inputs)) is not None:
+        yield illustrate_closures(of_fields, album, units)
+    # a single field of a flow of others has its name; of a flow here it is the vorticity
+    only = physics.channels[0].name if physics.equation == "external" else ""
     for (grid, sensors, channel), scored in generated.items():
         if not scored.spectra:  # scores of all channels together have no figures
             continue
         label = f"{target}_{grid}_{sensors.replace(' ', '_').replace(',', '')}"
         points = points_in_words(grid, inputs.dimensions)
         words = f"{target}, sensors: {sensors}, {points} grid"
-        field = Field.of(f"U of {channel}", f"({units[channel]})/time") if channel else CLOSURE
+        shown = channel or only
+        field = Field.of(f"U of {shown}", f"({units[shown]})/time") if shown else CLOSURE
         label, words = _of_channel(channel, label, words)
         yield from illustrate_generated(scored, album, label, words, field)
     for channel, scored in coupled.items():
         words = f"{target}, started at t = {inputs.experiment.rollout.begin:g}"
         label, words = _of_channel(channel, target, words)
-        state = Field.of(channel, units[channel]) if channel else None
+        shown = channel or only
+        state = Field.of(shown, units[shown]) if shown else None
         if scored.coherences:
             yield illustrate_coherence(scored, album)
         if scored.spectra:  # scores of all channels together have none
@@ -148,6 +155,27 @@ def illustrate_closure(shown: OneState, album: Album) -> Picture:
         f"samples of the model{plain}; below: the spread of the exact law and of each of them, "
         f"and the distribution of the {shown.number} over many samples."
     )
+    return album.add("generated", drawn, "closure", caption)
+
+
+def illustrate_closures(shown: FieldsOfState, album: Album, units: Mapping[str, str]) -> Picture:
+    """Draw truth, samples and spread of the closure of each field at one state.
+
+    ``units`` are those of the fields.
+    """
+    rates = {name: f"({unit})/time" if unit else "1/time" for name, unit in units.items()}
+    others = {
+        "DNS, same past": ", the closure of another DNS with the same resolved past",
+        "no generator: sample": ", a sample of mean and Gaussian law without the generator",
+    }
+    more = "".join(words for title, words in others.items() if title in shown.tiles)
+    cut = ", in the plane z = 0" if shown.spread.ndim == 4 else ""
+    caption = (
+        f"Closure of each field at {shown.state}{cut}, no sensors: truth, two samples of the model"
+        f"{more}; right: the standard deviation over samples of the model. Every row has its own "
+        "colours and unit."
+    )
+    drawn = figures.closures_of_fields(shown, rates)
     return album.add("generated", drawn, "closure", caption)
 
 

@@ -55,6 +55,7 @@ class Report:
         against: reference method of the paired differences.
         further: the user's scores of ``evaluate.scores``.
         dimensions: number of sides of the fields.
+        replicas: whether the truth without sensors is a replica; tables then name their truth.
     """
 
     title: str
@@ -72,6 +73,7 @@ class Report:
     against: str = MODEL
     further: Sequence[Score] = ()
     dimensions: int = 2
+    replicas: bool = False
 
     @property
     def scores(self) -> dict[str, Score]:
@@ -124,11 +126,19 @@ class Report:
             and note.sensors in (None, columns["sensors"])
         }
 
+    def _heading(self, columns: dict) -> str:
+        """Write the heading of a group of rows; with replicas it names their truth."""
+        out = heading(columns, self.dimensions).capitalize()
+        if not self.replicas:
+            return out
+        own = "the start's own trajectory"
+        return f"{out}; truth: {'a replica' if columns['sensors'] == 'none' else own}"
+
     def _generated(self, columns: dict, rows: DataFrame) -> dict[str, Any]:
         """Lay out heading, note and tables of one group of the generated closure."""
         total = select(rows, shell=None)
         return {
-            "heading": heading(columns, self.dimensions).capitalize(),
+            "heading": self._heading(columns),
             "columns": columns,
             "samples": total["samples"].iloc[0],
             "tables": list(self._tables(total, self._notes("generated", columns))),
@@ -169,7 +179,7 @@ class Report:
             is_event = total["score"].isin(score.name for score in exceedance.SCORES)
             model = total[total["method"].isin(MODELS)]
             yield {
-                "heading": heading(columns, self.dimensions).capitalize(),
+                "heading": self._heading(columns),
                 "columns": columns,
                 "sizes": next(model.itertuples(), None),
                 "in_time": in_time,

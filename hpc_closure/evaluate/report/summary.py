@@ -20,6 +20,7 @@ from hpc_closure.evaluate.scores.coupled.late import late_leads
 from hpc_closure.evaluate.scores.generated.innovations import verdict
 from hpc_closure.evaluate.scores.rank_histogram import LEVEL
 from hpc_closure.experiment.method_names import GRANTED, METHODS, MODEL
+from hpc_closure.experiment.schema import Experiment
 
 RARE = 0.01  # share of rescaled draws above which the headline mentions them
 DETECTABLE = 0.05  # a rank test passes only if it detects this relative error of the spread
@@ -53,8 +54,7 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
     return {
         "Problem": {
             "equation": physics.equation,
-            "viscosity": experiment.problem.viscosity,
-            "forcing, noise": f"{physics.forcing.kind}, {physics.noise.kind}",
+            **_terms(experiment),
             "closure": f"{inputs.target}, mean of {dns.interval} step(s)",
         },
         "Data": {
@@ -82,6 +82,19 @@ def facts(inputs: Inputs) -> dict[str, dict[str, Any]]:
             f"{inputs.closure.describe_interval(coupled.interval)}",
         },
     }
+
+
+def _terms(experiment: Experiment) -> dict[str, Any]:
+    """Return the terms of the equation and the user's reduced solver, as far as there are any."""
+    physics, terms = experiment.physics, {}
+    if physics.equation != "external":
+        terms = {
+            "viscosity": experiment.problem.viscosity,
+            "forcing, noise": f"{physics.forcing.kind}, {physics.noise.kind}",
+        }
+    if experiment.reduced.python:
+        terms["reduced solver"] = experiment.reduced.python
+    return terms
 
 
 def generator_in_words(closure: Closure, requested: int | None) -> str:

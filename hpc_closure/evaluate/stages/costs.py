@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from hpc_closure.data.held_out import HeldOut
-from hpc_closure.data.reader import DataSet
+from hpc_closure.data.opening import open_data
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.experiment.schema import Experiment, Rung
 from hpc_closure.rollout.block import coupled_run, start
 from hpc_closure.rollout.coupling import CoupledRun
-from hpc_closure.spectral.simulation import Simulation
+from hpc_closure.spectral.ensemble import Ensemble
+from hpc_closure.spectral.simulation import Simulation, simulation_of
 
 ROWS = 80  # largest number of members that are timed together
 DNS_ROWS = 4  # number of DNS members
@@ -75,7 +76,7 @@ def _clocks(inputs: Inputs) -> tuple[float, dict[str, Clock]]:
         run = _run(inputs, inputs.compared[compared.name], number, compared.experiment)
         clocks[compared.name] = (_model(run), number)
     span, model = model_run.coupling.span, model_run.simulations["model"]
-    solver = Simulation(model.problem, range(len(model.members)), 0, device=inputs.device)
+    solver = simulation_of(model.problem, range(len(model.members)), 0, device=inputs.device)
     clocks["none"] = bare(solver.load_state(0, model.state), span)
     if experiment.rollout.rungs:
         beside = _run(inputs, inputs.closure, number, rungs=experiment.rollout.rungs)
@@ -108,8 +109,13 @@ def _run(
     """
     experiment, data = inputs.experiment, inputs.data
     if other is not None and other.train_grid != experiment.train_grid:
-        experiment, data = other, DataSet(HeldOut.of(other).run.data)
-    rollout = experiment.rollout.model_copy(update={"references": (), "rungs": tuple(rungs)})
+        held = HeldOut.of(other)
+        experiment, data = other, open_data(held.experiment, held.run)
+    sensors = (other or experiment).rollout.sensors
+    if closure.config["conditions"]["sensors"] == "none":
+        sensors = None
+    changes = {"references": (), "rungs": tuple(rungs), "sensors": sensors}
+    rollout = experiment.rollout.model_copy(update=changes)
     experiment = experiment.model_copy(update={"rollout": rollout})
     run = coupled_run(experiment, closure, data, range(number), inputs.device)
     start(run, data, experiment)
@@ -127,7 +133,7 @@ def _model(run: CoupledRun) -> Callable[[], float]:
     return interval
 
 
-def bare(simulation: Simulation, span: float) -> Clock:
+def bare(simulation: Ensemble, span: float) -> Clock:
     """Return a clock of a bare solver for intervals of length ``span``."""
     steps = simulation.problem.steps_in(span)
 

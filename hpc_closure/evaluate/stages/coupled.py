@@ -18,7 +18,7 @@ from hpc_closure.closure.fields.sensors import layout_name
 from hpc_closure.data.reader import BESIDE, CoupledEnsemble
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.context import Inputs
-from hpc_closure.evaluate.methods import NO_MEAN_GP
+from hpc_closure.evaluate.methods import NO_MEAN_GP, UNREAD
 from hpc_closure.evaluate.rows import Absent
 from hpc_closure.evaluate.scores import cost
 from hpc_closure.evaluate.scores.coupled import rescaled
@@ -100,7 +100,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
     labels = Labels(
         {
             "closure": inputs.target,
-            "sensors": layout_name(settings.sensors),
+            "sensors": layout_name(settings.sensors, inputs.dimensions),
             "interval": settings.interval,
         },
         {
@@ -133,13 +133,16 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
     names = [name for name in ("none", *BESIDE, *ensemble.rungs) if name in ensemble.names]
     references = {name: reader(name) for name in names}
     truth = reader("truth")
-    if inputs.replicas is not None and set(ensemble.cases) <= set(inputs.replicas.cases):
+    known = inputs.replicas is not None and set(ensemble.cases) <= set(inputs.replicas.cases)
+    if known and not settings.sensors:
+        assert inputs.replicas is not None
         inputs.replicas.select(ensemble.cases)  # the first replica serves as the truth
         truth = reader("model", inputs.replicas, slice(1))
         references["oracle"] = reader("model", inputs.replicas, slice(1, None))
     has_climate = not inputs.channels or inputs.dimensions == 3
     if not has_climate:
         log.get().info("a state of several fields: long-time statistics are not scored")
+    equation = inputs.equation(experiment.known_grid) if has_climate else None
     by_channel = score_channels(
         torch.stack([truth(number)[0] for number in range(len(leads))], dim=1),
         {
@@ -152,7 +155,7 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         labels,
         costs=costs.measure(inputs),
         seed=experiment.evaluate.seed,
-        flow=Flow(inputs.reduced(experiment.known_grid)) if has_climate else None,
+        flow=None if equation is None else Flow(equation),
     )
     if settings.after_release:  # growth is defined only for members with equal initial states
         for part in by_channel.values():
@@ -188,6 +191,9 @@ def score_run(inputs: Inputs) -> dict[str, Scored]:
         place = {"stage": "coupled", "grid": experiment.train_grid}
         scored.add(**place, **labels.of(method), **sizes, **columns)
     absent = absent_references(inputs, list(references))
+    if known and settings.sensors:
+        absent = [each for each in absent if each.method != "oracle"]
+        absent.append(Absent("coupled", inputs.target, "oracle", UNREAD))
     absent += [Absent("coupled", inputs.target, *reason) for reason in refused.items()]
     for part in by_channel.values():
         part.absent = list(absent)
@@ -489,6 +495,29 @@ class _Field:
             for method, columns in growth(self.variances, times, blocks):
                 scored.add(**stage, **labels.of(method), **sizes[method], **columns)
         return scored
+
+
+def readings(inputs: Inputs) -> list[str]:
+    """Describe the truth of coupled runs of a subgrid closure that sensors condition; [] if none.
+
+    Also says what the compared runs read, where that differs.
+    """
+    layout, sides = inputs.experiment.rollout.sensors, inputs.dimensions
+    if not layout or inputs.target != "subgrid":
+        return []
+    sentences = [
+        f"Coupled runs read sensors ({layout_name(layout, sides)}) of the start's own trajectory. "
+        "It is the truth in their tables, and replicas, which are draws of the law without "
+        "readings, are not in them."
+    ]
+    for compared in inputs.chosen:
+        other = compared.experiment
+        if other is None or other.rollout.sensors == layout:
+            continue
+        theirs = layout_name(other.rollout.sensors, sides)
+        what = "no sensors" if theirs == "none" else f"sensors {theirs}"
+        sentences.append(f"The coupled run of {compared.name} reads {what}.")
+    return sentences
 
 
 def losses(rows: DataFrame) -> list[str]:

@@ -81,7 +81,7 @@ def score_run(inputs: Inputs) -> dict[Key, Scored]:
                 inputs.lengths,
             )
             by_channel = score_channels(
-                snapshots.closures,
+                methods.truth,
                 methods.samplers,
                 labels,
                 members=settings.members,

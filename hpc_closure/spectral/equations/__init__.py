@@ -11,12 +11,14 @@ from hpc_closure.spectral.equations.two_layer import TwoLayerQG
 from hpc_closure.spectral.equations.clouds import Clouds
 from hpc_closure.spectral.equations.excitable import Excitable
 from hpc_closure.spectral.equations.navier_stokes_3d import NavierStokes3D
+from hpc_closure.spectral.equations.external import External
 
 __all__ = [
     "Burgers1D",
     "Clouds",
     "Equation",
     "Excitable",
+    "External",
     "KuramotoSivashinsky1D",
     "NavierStokes3D",
     "TwoLayerQG",

@@ -246,7 +246,7 @@ class Grid:
         """Return the shell of every retained mode: ``|k|`` over :attr:`unit`, rounded, int64."""
         return self._shell
 
-    @property
+    @cached_property
     def num_shells(self) -> int:
         """Return the number of shells, the corners beyond the largest side included."""
         return int(self._shell.max()) + 1
@@ -256,7 +256,7 @@ class Grid:
 
         With ``values = |w_hat|^2`` the shells add up to ``<w^2>``. See :func:`shell_sum`.
         """
-        return shell_sum(values, self._shell, self.weights)
+        return shell_sum(values, self._shell, self.weights, self.num_shells)
 
     def courant(self, dt: Any) -> Any:
         """Return the CFL number of speed 1 and step ``dt``: ``dt`` over the smallest spacing."""
@@ -292,7 +292,9 @@ def shell_of(k2: Tensor) -> Tensor:
     return torch.floor(k2.sqrt() + (0.5 + SAME)).long()
 
 
-def shell_sum(values: Tensor, shell: Tensor, weights: Tensor | None = None) -> Tensor:
+def shell_sum(
+    values: Tensor, shell: Tensor, weights: Tensor | None = None, count: int | None = None
+) -> Tensor:
     """Sum values per mode over wavenumber shells; returns ``(..., shells)``.
 
     On the CPU values are added in the order of the modes.
@@ -301,14 +303,16 @@ def shell_sum(values: Tensor, shell: Tensor, weights: Tensor | None = None) -> T
         values: real ``(..., *shell.shape)``; the sums have its precision and device.
         shell: shell of each mode, int64 (or of each group of modes).
         weights: number of modes that each value stands for, broadcast to ``values``; by default 1.
+        count: number of shells; by default up to the largest in ``shell``.
 
     Returns:
-        ``(..., shells)``, shells up to the largest in ``shell``.
+        ``(..., shells)``.
     """
     if weights is not None:
         values = values * to_device_cached(weights, values)
     values = values.flatten(-shell.dim())
-    out = values.new_zeros(*values.shape[:-1], int(shell.max()) + 1)
+    count = int(shell.max()) + 1 if count is None else count
+    out = values.new_zeros(*values.shape[:-1], count)
     return out.index_add_(-1, to_device_cached(shell, values).flatten(), values)
 
 
