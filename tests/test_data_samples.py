@@ -170,6 +170,16 @@ def test_parts_split_the_members():
     assert sum(len(batch["state"]) for batch in hold.passes(7)) == len(hold)
 
 
+def test_passes_over_large_fields_take_fewer_samples_at_once():
+    samples = TrainingSet(Memory(), [1, 3, 5, 7, 9])
+    assert samples.points == (16, 16) and samples.pass_size == 256
+    samples.points = (128, 128)
+    assert samples.pass_size == 64
+    assert {len(batch["state"]) for batch in samples.passes()} == {64, len(samples) % 64}
+    samples.points = (64, 64, 64)
+    assert samples.pass_size == 16
+
+
 def test_symmetries_move_state_target_and_history_together():
     store = Memory()
     symmetry = Symmetry([np.zeros((16, 16))])

@@ -355,7 +355,7 @@ def test_an_exported_folder_is_compiled_again_on_the_machine_that_runs(kit, tmp_
     result = CliRunner().invoke(app, ["export", str(folder), "--here"])
     assert result.exit_code == 0, result.output + str(result.exception)
     assert isinstance(kit.open(folder=folder), ctypes.c_void_p), kit.said()
-    (folder / "closure.export.pt2").write_bytes(b"damaged")
+    (folder / "model.safetensors").write_bytes(b"damaged")
     result = CliRunner().invoke(app, ["export", str(folder), "--here"])
     assert "not the file of closure.json; export again" in str(result.exception)
 

@@ -72,6 +72,22 @@ def save(
         part.write_bytes(serialize(tensors, metadata=header.metadata))
 
 
+def model_file(path: str | Path) -> Path:
+    """Return the path of a model file, or that of a shipped model by its name.
+
+    Raises:
+        FileNotFoundError: there is none; one line.
+    """
+    if str(path) in shipped():
+        path = shipped_model(str(path))
+    path = Path(path)
+    if not path.exists() and not path.suffix:
+        raise FileNotFoundError(
+            f"{path}: neither a file nor a shipped model ({', '.join(shipped()) or 'none'})"
+        )
+    return path
+
+
 def load(path: str | Path) -> "Closure":
     """Load a closure from a model file, or a shipped model by its name.
 
@@ -82,13 +98,7 @@ def load(path: str | Path) -> "Closure":
     Raises:
         FileNotFoundError, ValueError: one line that names the file.
     """
-    if str(path) in shipped():
-        path = shipped_model(str(path))
-    path = Path(path)
-    if not path.exists() and not path.suffix:
-        raise FileNotFoundError(
-            f"{path}: neither a file nor a shipped model ({', '.join(shipped()) or 'none'})"
-        )
+    path = model_file(path)
     header = read_header(path)
     try:
         check_loaded(header.config)

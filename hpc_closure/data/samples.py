@@ -28,7 +28,8 @@ from hpc_closure.spectral.noise.counters import key_of, uniform_bits
 from hpc_closure.spectral.switches import pinning
 
 RUN = 16  # consecutive snapshots that stay together while streaming
-PASS = 256  # samples per batch of a pass over all samples
+PASS = 256  # samples per batch of a pass over all samples, of up to PASS_POINTS points each
+PASS_POINTS = 64**2
 GAP = 4  # unused snapshots that are read rather than skipped by a second read
 STREAM = 10
 
@@ -412,8 +413,14 @@ class TrainingSet:
             )
         return self._windows[window]
 
-    def passes(self, size: int = PASS) -> Iterator[dict[str, Any]]:
+    @property
+    def pass_size(self) -> int:
+        """Number of samples per batch of a pass; fewer of large fields, for the sake of memory."""
+        return max(16, min(PASS, PASS * PASS_POINTS // math.prod(self.points)))
+
+    def passes(self, size: int = 0) -> Iterator[dict[str, Any]]:
         """Yield all samples once, trajectory by trajectory, in batches on the device."""
+        size = size or self.pass_size
         for first in range(0, self.num_samples, size):
             yield self.gather(np.arange(first, min(first + size, self.num_samples)))
 

@@ -1,9 +1,10 @@
 """The folder of an exported closure: the compiled draw, its description, sources and a self-test.
 
-``closure.pt2`` is the draw (:mod:`.program`) compiled by AOTInductor, ``closure.export.pt2`` the
-same program before compilation, ``closure.json`` its description, ``check.bin`` a state with its
-key, past and closure in Python. The sources of ``kit`` are copied beside them. Everything that the
-C++ source reads is JSON or safetensors.
+``closure.pt2`` is the draw (:mod:`.program`) compiled by AOTInductor, ``model.safetensors`` the
+model from which :func:`compile_here` makes it again, ``closure.json`` its description,
+``check.bin`` a state with its key, past and closure in Python. The sources of ``kit`` are copied
+beside them. Everything that the C++ source reads is JSON or safetensors. Programs of torch.export
+are not stored, because torch unpickles what it loads of them.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 import hpc_closure
-from hpc_closure.closure.artifact import Closure
+from hpc_closure.closure.artifact import Closure, load, model_file
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.networks import compiled
@@ -41,7 +42,7 @@ CHECK = "hpc_closure check 1"
 KIT = Path(__file__).parent / "kit"
 SOURCES = ("hpc_closure.h", "hpc_closure.cpp", "hpc_closure.f90", "CMakeLists.txt")
 DESCRIPTION, SELF_TEST = "closure.json", "check.bin"
-PROGRAM, EXPORTED, SCRIPTED = "closure.pt2", "closure.export.pt2", "closure.ts"
+PROGRAM, MODEL, SCRIPTED = "closure.pt2", "model.safetensors", "closure.ts"
 STAGE = "sample"  # of the keys of a process
 AGREE = 2e-6  # largest difference of closures over the largest closure
 CALLS = 3  # of the self-test; the last one is compared
@@ -55,7 +56,7 @@ MARCHES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def write(
-    closure: Closure,
+    model: str | Path,
     settings: Settings,
     folder: Path,
     march: str = "native",
@@ -64,7 +65,7 @@ def write(
     """Write the folder of an exported closure; returns its description.
 
     Args:
-        closure: a trained closure, on the CPU.
+        model: model file, or name of a shipped model.
         settings: members, grid, interval and sampler that the draw is made for.
         folder: folder to write; files of an earlier export there are replaced.
         march: processor to compile for, a key of :data:`MARCHES`.
@@ -75,18 +76,15 @@ def write(
         RuntimeError: the compiled closures differ from those of Python.
     """
     _check_machine(march)
+    closure = load(model)
     program = Program(closure, settings).eval()
     test = _self_test(closure, program)
-    with _prepared(closure, program) as example:
-        exported = torch.export.export(program, tuple(example), strict=False)
-        real_pairs.replace(exported.graph)
-        exported.graph_module.recompile()
-        # of the exported program, whose sizes are numbers
-        scripts = torch.jit.trace(exported.module(), tuple(example)) if scripted else None
+    exported, scripts = _export(closure, program, scripted)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic.publish(folder / EXPORTED) as part:
-        torch.export.save(exported, part.with_suffix(".pt2"))
-        os.replace(part.with_suffix(".pt2"), part)
+    source = model_file(model)
+    if not (folder / MODEL).exists() or not source.samefile(folder / MODEL):
+        with atomic.publish(folder / MODEL) as part:
+            shutil.copyfile(source, part)
     if scripts is not None:
         with atomic.publish(folder / SCRIPTED) as part:
             torch.jit.save(scripts, str(part))
@@ -98,6 +96,17 @@ def write(
     return _compile(exported, folder, _description(closure, program), march)
 
 
+def _export(closure: Closure, program: Program, scripted: bool = False) -> tuple[Any, Any]:
+    """Return the exported program, and its trace as TorchScript or None."""
+    with _prepared(closure, program) as example:
+        exported = torch.export.export(program, tuple(example), strict=False)
+        real_pairs.replace(exported.graph)
+        exported.graph_module.recompile()
+        # of the exported program, whose sizes are numbers
+        scripts = torch.jit.trace(exported.module(), tuple(example)) if scripted else None
+    return exported, scripts
+
+
 def compile_here(folder: Path, march: str = "native") -> dict[str, Any]:
     """Compile an exported closure again, for this machine and torch; returns its description.
 
@@ -105,7 +114,7 @@ def compile_here(folder: Path, march: str = "native") -> dict[str, Any]:
         FileNotFoundError: a file of the export is missing.
         ValueError: a file is damaged or of another format.
     """
-    for name in (DESCRIPTION, EXPORTED, SELF_TEST):
+    for name in (DESCRIPTION, MODEL, SELF_TEST):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder / name}: no such file; export the model again")
     _check_machine(march)
@@ -116,10 +125,17 @@ def compile_here(folder: Path, march: str = "native") -> dict[str, Any]:
         raise ValueError(f"{folder / DESCRIPTION}: damaged ({error}); export again") from None
     if known != FORMAT:
         raise ValueError(f"{folder / DESCRIPTION}: format {known!r}, expected {FORMAT!r}")
-    if _digest(folder / EXPORTED) != about["hashes"][EXPORTED]:
-        raise ValueError(f"{folder / EXPORTED}: not the file of {DESCRIPTION}; export again")
-    with _quiet():
-        exported = torch.export.load(folder / EXPORTED)
+    if _digest(folder / MODEL) != about["hashes"].get(MODEL):
+        raise ValueError(f"{folder / MODEL}: not the file of {DESCRIPTION}; export again")
+    closure, sampler = load(folder / MODEL), about["sampler"]
+    settings = Settings(
+        about["members"],
+        about["points"],
+        about["interval"],
+        sampler["method"],
+        sampler["evaluations"] or None,
+    )
+    exported, _ = _export(closure, Program(closure, settings).eval())
     return _compile(exported, folder, about, march)
 
 
@@ -151,7 +167,7 @@ def _compile(exported: Any, folder: Path, about: dict[str, Any], march: str) -> 
         "isa": isa or _own_isa(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
-    names = [PROGRAM, EXPORTED, SELF_TEST, SCRIPTED]
+    names = [PROGRAM, MODEL, SELF_TEST, SCRIPTED]
     about["hashes"] = {name: _digest(folder / name) for name in names if (folder / name).exists()}
     with atomic.publish(folder / DESCRIPTION) as part:
         part.write_text(json.dumps(about, indent=1) + "\n")

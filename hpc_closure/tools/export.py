@@ -41,20 +41,22 @@ def run(  # noqa: PLR0913 - the options of the command
             raise ValueError(f"{name} {value}: expected at least {least}")
     if points is not None and points % 2:
         raise ValueError(f"--points {points}: expected an even number")
-    from hpc_closure.closure.artifact import load
+    from hpc_closure.closure.artifact import model_file
+    from hpc_closure.closure.header import read_header
     from hpc_closure.export import package
     from hpc_closure.export.program import Settings
 
     folder = Path(model)
-    closure = load(Run(folder).model if folder.is_dir() else model)
+    path = model_file(Run(folder).model if folder.is_dir() else model)
+    header = read_header(path)
     settings = Settings(
         members,
-        points or closure.header.size,
-        interval or closure.target.get("interval", 1),
+        points or header.size,
+        interval or header.target.get("interval", 1),
         None,
         evaluations,
     )
-    about = package.write(closure, settings, to, march or package.default_march(), torchscript)
+    about = package.write(path, settings, to, march or package.default_march(), torchscript)
     print(_summary(to, about))
     print(
         f"next: cmake -S {to} -B build -DCMAKE_PREFIX_PATH=$(python -c "

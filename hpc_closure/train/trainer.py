@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hpc_closure.closure.model import ClosureModel, Phase
 from hpc_closure.closure.part_report import describe
-from hpc_closure.data.samples import PASS, Share, TrainingSet
+from hpc_closure.data.samples import Share, TrainingSet
 from hpc_closure.experiment import renames
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import TRANSIENT_TRAIN, Train
@@ -267,7 +267,8 @@ class Trainer:
         if self.through:
             return SharedReader(self.processes, self.part, self.fixed["train"], RUN_AT_ONCE)
         numbers = self.part.some(0)
-        return SharedReader(self.processes, self.part, numbers, PASS, len(self.part.indices))
+        size, every = self.part.pass_size, len(self.part.indices)
+        return SharedReader(self.processes, self.part, numbers, size, every)
 
     def _prepare(self, phase: Phase) -> None:
         """Create or restore engine and average of a phase."""
