@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc_closure.bench.known import FIRST, Known
+from hpc_closure.bench.model.known import FIRST, Known
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.baselines.published_model import LATEST, SENSORS_PER_SIDE, PublishedModel
 from hpc_closure.closure.fields import keyed_noise

@@ -9,22 +9,12 @@ import pytest
 import torch
 from recorded import Graph, play_graphs
 
-from hpc_closure.bench import (
-    claims,
-    dns,
-    gradient,
-    measure,
-    network_size,
-    peers,
-    pyqg,
-    sampling,
-    scaling,
-    switches,
-    training,
-)
-from hpc_closure.bench.known import Known, fit
+from hpc_closure.bench import claims, measure, switches
 from hpc_closure.bench.measure import Timing
+from hpc_closure.bench.model import network_size, sampling, scaling, training
+from hpc_closure.bench.model.known import Known, fit
 from hpc_closure.bench.published import published_network, to_published_form
+from hpc_closure.bench.solver import dns, gradient, peers, pyqg
 from hpc_closure.closure.baselines.published_model import PublishedNetwork
 from hpc_closure.evaluate.scores.spectra import shell_power
 from hpc_closure.spectral.simulation import Simulation
@@ -191,7 +181,7 @@ LAYERS = """
 import sys
 import numpy as np
 import torch
-from hpc_closure.bench import pyqg
+from hpc_closure.bench.solver import pyqg
 start = torch.from_numpy(np.load(sys.argv[1])).mT
 problem = pyqg.problem_of(start.shape[-1])
 simulation = pyqg.started(problem, start)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from hpc_closure.bench import bridge
 from hpc_closure.bench.measure import Timing
+from hpc_closure.bench.solver import bridge
 from hpc_closure.spectral.outside.arrays import to_torch
 
 SOLVER = f"{Path(__file__).parent / 'user_solvers' / 'vorticity_torch.py'}:Reduced"

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from hpc_closure.bench import flow, turbulence
 from hpc_closure.bench.cli import app
 from hpc_closure.bench.measure import Timing
+from hpc_closure.bench.physics import turbulence
+from hpc_closure.bench.solver import flow
 
 
 def test_speed_beside_the_rotational_form_in_scipy():

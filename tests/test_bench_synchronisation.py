@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_closure.bench import synchronisation
+from hpc_closure.bench.physics import synchronisation
 from hpc_closure.experiment.schema import Experiment
 
 VISCOSITY, DRAG = 0.2, 0.1

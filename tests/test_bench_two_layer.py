@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpc_closure.bench.two_layer import Climate
+from hpc_closure.bench.physics.two_layer import Climate
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 

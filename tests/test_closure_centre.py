@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hpc_closure.bench.known import Known, fit
+from hpc_closure.bench.model.known import Known, fit
 from hpc_closure.closure.composed import centre
 from hpc_closure.closure.composed.generators import Drawn
 from hpc_closure.closure.composed.phases import draw_pairs

@@ -7,7 +7,7 @@ import torch
 from conftest import four_verbs
 
 import hpc_closure
-from hpc_closure.bench import stability
+from hpc_closure.bench.physics import stability
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.compatibility import check_fits
 from hpc_closure.closure.composed import rollout_training

@@ -7,7 +7,7 @@ import torch
 from closure_case import SMALL
 
 import hpc_closure
-from hpc_closure.bench.known import Known, fit
+from hpc_closure.bench.model.known import Known, fit
 from hpc_closure.closure import artifact
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.composed.phases import take_mean

@@ -4,7 +4,7 @@ import pytest
 import torch
 from closure_case import SMALL
 
-from hpc_closure.bench.known import Known, fit
+from hpc_closure.bench.model.known import Known, fit
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.gaussian.kriging import StationaryGaussian

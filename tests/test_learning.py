@@ -12,8 +12,8 @@ import pytest
 import torch
 from closure_case import Remembering, cubic_drag, one_way_kernel, outside
 
-from hpc_closure.bench.known import Known, fit
-from hpc_closure.bench.sampling import Reference
+from hpc_closure.bench.model.known import Known, fit
+from hpc_closure.bench.model.sampling import Reference
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.composed.generators import Drawn, Score
 from hpc_closure.closure.composed.model import CompositeClosure
@@ -48,7 +48,7 @@ class Judged:
     """A trained model, and scores of it and of ``mean_gp`` on states that it has not seen.
 
     Attributes:
-        rows: columns of :mod:`hpc_closure.bench.sampling`, 1 is the law.
+        rows: columns of :mod:`hpc_closure.bench.model.sampling`, 1 is the law.
     """
 
     known: Known

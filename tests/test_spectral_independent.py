@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_closure.bench.dns import forcing_field
-from hpc_closure.bench.pyqg import problem_of
+from hpc_closure.bench.solver.dns import forcing_field
+from hpc_closure.bench.solver.pyqg import problem_of
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 

@@ -16,7 +16,7 @@ from test_evaluate_methods import in_batches, inputs_of
 
 import hpc_closure
 from hpc_closure import __main__
-from hpc_closure.bench import stability
+from hpc_closure.bench.physics import stability
 from hpc_closure.closure.artifact import load
 from hpc_closure.closure.compatibility import check_fits
 from hpc_closure.data.reader import CoupledEnsemble, DataSet

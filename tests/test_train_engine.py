@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from train_case import losses, needs_deepspeed, small_model, training_data
 
-from hpc_closure.bench.training import backward_bytes
+from hpc_closure.bench.model.training import backward_bytes
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train import deepspeed, engine, trainer
 from hpc_closure.train.processes import Processes

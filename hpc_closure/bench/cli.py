@@ -85,8 +85,8 @@ def dns(
     which they lack. Several ranks: `mpirun -n 2 hpc-closure bench dns`.
     """
     world = mpi.world()  # before torch
-    from hpc_closure.bench import dns as bench
     from hpc_closure.bench.measure import Timing
+    from hpc_closure.bench.solver import dns as bench
 
     with _usage(), world.guard(), _recording(json, device, threads, world) as records:
         cases = [
@@ -135,8 +135,8 @@ def flow(
 
     Times are those of whole steps of rk4 at constant power, per point and right-hand side.
     """
-    from hpc_closure.bench import flow as bench
     from hpc_closure.bench.measure import Timing
+    from hpc_closure.bench.solver import flow as bench
 
     with _usage(), _recording(json, device, threads) as records:
         timing = Timing(steps, repeats, seconds, device)
@@ -165,7 +165,7 @@ def turbulence(
 
     Three dimensions, a box of side 2 pi, power 1 in the modes |k| <= 1.5.
     """
-    from hpc_closure.bench import turbulence as bench
+    from hpc_closure.bench.physics import turbulence as bench
 
     with _usage(), _recording(json, "cpu", threads) as records:
         settings: dict[str, Any] = {"viscosity": viscosity, "dt": dt, "members": members}
@@ -200,8 +200,8 @@ def training(
     `--ranks` starts the processes itself, each with its share of the threads or its GPU. In strong
     scaling they share `--batch`; in weak scaling each has a batch of this size.
     """
-    from hpc_closure.bench import training as bench
     from hpc_closure.bench.measure import Timing
+    from hpc_closure.bench.model import training as bench
 
     with _usage(), _recording(json, device, threads) as records:
         timing = Timing(steps, repeats, seconds, device)
@@ -254,8 +254,8 @@ def sampling(
 
     The ratios to the law have 95 % intervals over the states.
     """
-    from hpc_closure.bench import sampling as bench
-    from hpc_closure.bench.known import Known, fit
+    from hpc_closure.bench.model import sampling as bench
+    from hpc_closure.bench.model.known import Known, fit
     from hpc_closure.closure import artifact
 
     with _usage():
@@ -304,9 +304,9 @@ def network_size(
     json: Json = None,
 ):
     """Measure CRPS, spread and cost of networks of several sizes on data with a known law."""
-    from hpc_closure.bench import network_size as bench
-    from hpc_closure.bench.known import WHITE, Known
-    from hpc_closure.bench.sampling import Plan
+    from hpc_closure.bench.model import network_size as bench
+    from hpc_closure.bench.model.known import WHITE, Known
+    from hpc_closure.bench.model.sampling import Plan
 
     with _usage():
         machine = _machine("cpu", threads)
@@ -325,7 +325,7 @@ def network_size(
 
 def _size(word: str):
     """Parse a network size of the option ``--size``."""
-    from hpc_closure.bench.network_size import Size
+    from hpc_closure.bench.model.network_size import Size
 
     try:
         width, layers, modes = (int(number) for number in word.split("x"))
@@ -348,8 +348,8 @@ def gradient(
     json: Json = None,
 ):
     """Measure the time of a gradient through the solver, relative to a solver step."""
-    from hpc_closure.bench import gradient as bench
     from hpc_closure.bench.measure import Timing
+    from hpc_closure.bench.solver import gradient as bench
 
     with _usage(), _recording(json, device, threads) as records:
         timing = Timing(steps, repeats, seconds, device)
@@ -375,8 +375,8 @@ def solver(
     json: Json = None,
 ):
     """Measure what the package adds to the steps of a user's solver of one field on a plane."""
-    from hpc_closure.bench import bridge as bench
     from hpc_closure.bench.measure import Timing
+    from hpc_closure.bench.solver import bridge as bench
 
     with _usage(), _recording(json, "cpu", threads) as records:
         timing = Timing(steps, repeats, seconds)
@@ -466,7 +466,7 @@ def two_layer(
     The two errors are the online ones of Perezhogin, Zanna, Fernandez-Granda (JAMES 2023). Bare
     solvers have pyqg's filter; `step` counts steps of the DNS.
     """
-    from hpc_closure.bench import two_layer as bench
+    from hpc_closure.bench.physics import two_layer as bench
     from hpc_closure.experiment import reading
 
     with _usage(), _recording(json, device, threads) as records:
@@ -505,7 +505,7 @@ def synchronisation(
     For each cut-off: growth rate of a small difference of unresolved modes under the same
     resolved flow, and the share of the closure's variance that the resolved past leaves open.
     """
-    from hpc_closure.bench import synchronisation as bench
+    from hpc_closure.bench.physics import synchronisation as bench
     from hpc_closure.experiment import reading
 
     with _usage(), _recording(json, "cpu", threads) as records:
@@ -540,7 +540,7 @@ def stability(
     The bare solver runs beside the closure. Columns `_error` are standard errors over
     trajectories.
     """
-    from hpc_closure.bench import stability as bench
+    from hpc_closure.bench.physics import stability as bench
     from hpc_closure.experiment import reading
 
     with _usage(), _recording(json, device, threads) as records:
@@ -606,7 +606,7 @@ def _scaling(ranks: list[int], timing, **case: Any) -> list[dict[str, Any]]:
     import torch
 
     from hpc_closure.bench import measure
-    from hpc_closure.bench import scaling as bench
+    from hpc_closure.bench.model import scaling as bench
 
     threads = max(1, torch.get_num_threads() // max(ranks))
     settings = {"engines": bench.engines(), "threads": threads, "device": timing.device}

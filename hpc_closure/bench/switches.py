@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from hpc_closure.bench import measure
-from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.measure import Timing
-from hpc_closure.bench.training import training_batch, training_step
+from hpc_closure.bench.model.known import Known, fit
+from hpc_closure.bench.model.training import training_batch, training_step
 from hpc_closure.closure import artifact
 from hpc_closure.closure.header import read_header
 from hpc_closure.closure.networks.compiled import compiling

@@ -14,8 +14,8 @@ import scipy.fft
 
 from hpc_closure.bench import measure
 from hpc_closure.bench.measure import Timing
-from hpc_closure.bench.turbulence import STAGES
-from hpc_closure.bench.turbulence import Case as Turbulence
+from hpc_closure.bench.physics.turbulence import STAGES
+from hpc_closure.bench.physics.turbulence import Case as Turbulence
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 

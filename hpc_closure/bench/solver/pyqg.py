@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpc_closure.bench.peers import NotInstalled
+from hpc_closure.bench.solver.peers import NotInstalled
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation

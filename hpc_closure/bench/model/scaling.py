@@ -24,9 +24,9 @@ import torch
 import torch.distributed as dist
 
 from hpc_closure.bench import measure
-from hpc_closure.bench.known import Known, fit
 from hpc_closure.bench.measure import Timing
-from hpc_closure.bench.training import training_batch, training_step
+from hpc_closure.bench.model.known import Known, fit
+from hpc_closure.bench.model.training import training_batch, training_step
 from hpc_closure.experiment.schema import Train
 from hpc_closure.train import deepspeed, processes
 from hpc_closure.work import launch

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_closure.bench.known import Known
+from hpc_closure.bench.model.known import Known
 from hpc_closure.closure.fields.losses import crps
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.closure.sampling import SAMPLERS

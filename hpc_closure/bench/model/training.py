@@ -4,10 +4,10 @@ All have a batch of equal size, with 16 x 16 sensors. ``default`` uses the train
 every learned part switched on, because a part that does not act is skipped and costs nothing. The
 cost of its generator depends on the residual. The residual of the published problem has few modes,
 and the network computes on a grid for these; ``default, full band`` is the same for a residual
-with all modes of the grid. ``published`` is the network as published (:mod:`.published`): complex
-weights in eager PyTorch, Adam, ten evaluations per sample. ``published fft`` and ``published
-matrix`` are the preset, in its two forms, in our engine. *Recomputed* is a training with
-``train.recompute``.
+with all modes of the grid. ``published`` is the network as published
+(:mod:`hpc_closure.bench.published`): complex weights in eager PyTorch, Adam, ten evaluations per
+sample. ``published fft`` and ``published matrix`` are the preset, in its two forms, in our engine.
+*Recomputed* is a training with ``train.recompute``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from hpc_closure.bench import measure
-from hpc_closure.bench.known import WHITE, Known, fit
 from hpc_closure.bench.measure import Advance, Timing
+from hpc_closure.bench.model.known import WHITE, Known, fit
 from hpc_closure.bench.published import published_loss, published_network, published_sample
 from hpc_closure.closure.baselines.published_model import SENSORS_PER_SIDE
 from hpc_closure.closure.composed.model import CompositeClosure

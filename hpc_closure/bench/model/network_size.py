@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from hpc_closure.bench import sampling
-from hpc_closure.bench.known import Known, fit
+from hpc_closure.bench.model import sampling
+from hpc_closure.bench.model.known import Known, fit
 
 COLUMNS = {
     "width": "d",

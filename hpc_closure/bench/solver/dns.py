@@ -5,7 +5,7 @@ forcing), on any grid. Per point and right-hand side, a step on the CPU moves ab
 (:data:`WORDS`). This traffic over the measured copy bandwidth is ``fraction_of_copy``. A value
 above 1 means that the data stayed in the cache.
 
-Against pyqg the problem is two-layer quasi-geostrophic flow (:mod:`hpc_closure.bench.pyqg`).
+Against pyqg the problem is two-layer quasi-geostrophic flow (:mod:`.pyqg`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpc_closure.bench import measure, peers, pyqg
+from hpc_closure.bench import measure
 from hpc_closure.bench.measure import Advance, Timing
 from hpc_closure.bench.published import PublishedSolver
+from hpc_closure.bench.solver import peers, pyqg
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
