@@ -11,7 +11,9 @@ EVERY = read()
 @pytest.mark.parametrize("mutation", EVERY, ids=[one.what for one in EVERY])
 def test_each_line_is_there_once_and_its_test_exists(mutation):
     text = (ROOT / "hpc_closure" / mutation.file).read_text()
-    compile(mutation.apply(text), mutation.file, "exec")
+    broken = mutation.apply(text)
+    if mutation.file.endswith(".py"):  # templates and sources in C++ are only replaced
+        compile(broken, mutation.file, "exec")
     file, name = mutation.test.split("::")
     assert f"def {name.split('[')[0]}(" in (Path(__file__).parent / file).read_text()
 

@@ -269,10 +269,12 @@ class Kriging:
         cross = cross.expand(len(factor), -1, -1)
         half = torch.linalg.solve_triangular(factor, cross, upper=False)
         known = half.square().sum(1).unflatten(-1, (self.fields, -1))
-        prior = known.new_tensor([[float(torch.as_tensor(self.law.variance).sum())]])
         if self.fields > 1:
             prior = (points.square() * self._weighted).sum(-1).unflatten(-1, (self.fields, -1))
-        left = 1 - known / prior.clamp(min=1e-300)
+            left = 1 - known / prior.clamp(min=1e-300)
+        else:
+            variance = float(torch.as_tensor(self.law.variance).sum())
+            left = 1 - known / max(variance, 1e-300)
         several = (self.fields,) if self.law.spectrum.ndim > 1 else ()
         shape = len(left), *several, *(size,) * sides
         self._std[size] = left.clamp(min=0).sqrt().reshape(shape)
