@@ -28,7 +28,7 @@ def fields(count=3, size=24):
 @pytest.mark.parametrize("length", [1.0, 2.5])
 def test_a_regular_layout_is_the_same_however_it_is_asked_for(length):
     field = fields()
-    observed = observe(field, SensorLayout(number=8), 0, range(3), 0, length)
+    observed = observe(field, SensorLayout(number=8), 0, range(3), 0, (length, length))
     read = read_regular(field, 8, length)
     assert torch.equal(observed.values, read.values)
     assert torch.allclose(observed.positions, read.positions, atol=1e-15)
@@ -41,7 +41,7 @@ def test_positions_are_where_the_values_were_read(layout):
     """In units of the square's side: a field of another length gives the same values there."""
     b = band(7, length=3.0)
     field = b.to_physical(b.to_spectral(fields()), 24)
-    sensors = observe(field, SensorLayout(**layout), 4, range(3), 0, 3.0)
+    sensors = observe(field, SensorLayout(**layout), 4, range(3), 0, (3.0, 3.0))
     values = b.at(b.to_spectral(field), b.phases(sensors.positions))
     assert torch.allclose(values, sensors.values, atol=1e-12)
 
@@ -109,7 +109,7 @@ def test_every_field_is_read_at_places_of_one_to_three_sides(sides, layout):
     b = band(3, 2.0, sides)
     field = torch.randn(2, 3, *(8,) * sides, generator=generator, dtype=torch.float64)
     field = b.to_physical(b.to_spectral(field), 8)
-    sensors = observe(field, SensorLayout(**layout), 4, range(2), 0, 2.0, sides)
+    sensors = observe(field, SensorLayout(**layout), 4, range(2), 0, (2.0,) * sides)
     number = 4 ** sides if sensors.positions.shape[0] != 5 else 5
     assert sensors.values.shape == (2, 3, number) and sensors.positions.shape == (number, sides)
     assert len({tuple(place) for place in sensors.positions.tolist()}) == number

@@ -218,7 +218,7 @@ def test_fields_of_one_to_three_sides_are_conditioned(path, changes):
         for lag, name in ((0, "state"), (0, "closure"), (1, "closure"))
     )
     length = experiment.physics.length
-    sensors = observe(truth, layout, 0, [0], 0, length, sides)
+    sensors = observe(truth, layout, 0, [0], 0, (length,) * sides)
     request = Request(state, range(40), seed=1, previous=previous[:, None])
     blind = closure.model.sample_batch(request)
     beyond: list[torch.Tensor] = []  # a draw with a rescaled shell does not have the values read

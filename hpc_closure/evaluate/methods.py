@@ -73,10 +73,8 @@ class Methods:
         self.readings = None
         if layout is not None:
             rows = range(len(snapshots.states))
-            length = experiment.physics.length
-            self.readings = observe(
-                self.truth, layout, experiment.seed, rows, 0, length, self.sides
-            )
+            lengths = experiment.physics.lengths
+            self.readings = observe(self.truth, layout, experiment.seed, rows, 0, lengths)
         problem = experiment.problem.replace(grid=self.grid)
         self.law = None  # exact laws are those of one field
         if not inputs.channels:

@@ -469,8 +469,8 @@ class CoupledRun:
             return None
         closure = truth.transform.to_physical(self.target.compute(truth))
         truth.advance(self.interval - self.target.lookahead)
-        length = truth.problem.length
-        return observe(closure, self.layout, self.seed, self.cases, self.calls, length)
+        lengths = truth.problem.lengths
+        return observe(closure, self.layout, self.seed, self.cases, self.calls, lengths)
 
     def _stored_readings(self) -> Sensors:
         """Read the stored closures of the test trajectories over the coming interval."""
@@ -483,8 +483,7 @@ class CoupledRun:
             self.seed,
             self.cases,
             self.calls,
-            coupling.problem.length,
-            self.sides,
+            coupling.problem.lengths,
             coupling.closure_rms,
         )
 

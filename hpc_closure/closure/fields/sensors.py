@@ -158,8 +158,7 @@ def observe(
     seed: int,
     rows: Sequence[int],
     call: int,
-    length: float = 1.0,
-    dimensions: int = 2,
+    lengths: Sequence[float] = (1.0, 1.0),
     rms: Tensor | None = None,
 ) -> Sensors:
     """Read fields (B, n, n) with the sensors of a layout, errors included.
@@ -168,11 +167,11 @@ def observe(
         field: closure fields; of C fields (B, C, n, n), all of which a sensor reads.
         layout: see the module's docstring.
         seed, rows, call: key of the sensor errors: experiment, a number per field, closure call.
-        length: side of the square.
-        dimensions: number of sides.
+        lengths: length of each side of the box; all are equal.
         rms: root mean square of each field, (C,) or a number, of which the errors are a multiple;
             None = that of ``field``.
     """
+    dimensions = len(lengths)
     points = grid_points(layout, field.shape[-1], seed, dimensions)
     strides = torch.tensor([field.shape[-1] ** axis for axis in reversed(range(dimensions))])
     values = field.flatten(-dimensions)[..., (points * strides).sum(1)]
@@ -183,7 +182,7 @@ def observe(
         errors = keyed_noise.normals(seed, "sensor error", rows, call, values[0].numel())
         std = torch.as_tensor(noise_std, dtype=torch.float64)[..., None]
         values = values + std.to(values) * errors.view(values.shape).to(values)
-    return Sensors(values, points.to(torch.float64) * (length / field.shape[-1]), noise_std)
+    return Sensors(values, points.to(torch.float64) * (lengths[0] / field.shape[-1]), noise_std)
 
 
 def rms_of(field: Tensor, dimensions: int = 2) -> Tensor:
