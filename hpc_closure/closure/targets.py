@@ -95,6 +95,21 @@ def corrected_by(simulation: Ensemble, span: float, draw: Callable[[], torch.Ten
     simulation.state.add_(draw(), alpha=span)
 
 
+def defect(
+    reduced: Ensemble, step_index: int, start: torch.Tensor, end: torch.Tensor, span: float
+) -> torch.Tensor:
+    """Compute U (B, ...) from the first and the last resolved state of an interval.
+
+    Args:
+        reduced: the reduced solver; it is loaded with ``start`` and advanced.
+        step_index: its step number at the start.
+        start, end: retained spectra (B, ...) of the full system, cut to the modes of ``reduced``.
+        span: length of the interval.
+    """
+    reduced.load_state(step_index, start).advance(reduced.problem.steps_in(span))
+    return (end - reduced.state) / span
+
+
 def traced_with(
     solver: DifferentiableSolver | OutsideGradient,
     kind: str,
@@ -176,9 +191,7 @@ class Target:
             self._solver = simulation_of(
                 self.reduced, simulation.members, simulation.seed, device=simulation.device
             )
-        span = self.interval * simulation.problem.dt
-        reduced = self._solver.load_state(simulation.step_index, start)
-        reduced.advance(self.reduced.steps_in(span))
+        span, first = self.interval * simulation.problem.dt, simulation.step_index
         advance(self.interval)
         end = resize(gather(simulation.state), modes)
-        return (end - reduced.state) / span
+        return defect(self._solver, first, start, end, span)

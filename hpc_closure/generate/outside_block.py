@@ -10,7 +10,7 @@ from hpc_closure.data.outside.view import OutsideData
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.experiment.user_modules import load_python
-from hpc_closure.spectral.modes.grid import Grid, to_fields, to_spectra
+from hpc_closure.spectral.modes.grid import Grid, resize, to_fields, to_spectra
 from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.outside.arrays import to_library, to_torch
 from hpc_closure.work import log
@@ -48,7 +48,7 @@ class Coarsening:
         if settings is not None and settings.kind == "gaussian":
             k2 = Grid(self.grid, experiment.physics.length, self.sides).k2
             own = torch.exp(-k2 * float(settings.width or 0.0) ** 2 / 24)
-            self.factor = _cut(own, modes, self.modes, self.sides)
+            self.factor = resize(own, self.modes, self.sides)
 
     def __call__(self, fine: np.ndarray) -> np.ndarray:
         """Return states (B, ..., m, m) of fields (B, ..., n, n), float64.
@@ -83,15 +83,6 @@ class Coarsening:
 def _finite(values: np.ndarray) -> np.ndarray:
     """Return which members of fields (B, ...) are finite, (B,)."""
     return np.isfinite(values).reshape(len(values), -1).all(1)
-
-
-def _cut(values: torch.Tensor, modes: int, least: int, sides: int) -> torch.Tensor:
-    """Return values per retained mode, (2K + 1, K + 1), for fewer modes."""
-    for axis in range(sides - 1):
-        length = values.shape[axis]
-        parts = values.narrow(axis, 0, least + 1), values.narrow(axis, length - least, least)
-        values = torch.cat(parts, dim=axis)
-    return values[..., : least + 1]
 
 
 class OutsideBlock(Block):

@@ -73,12 +73,16 @@ class Ensemble:
             step_index: steps taken since t = 0.
             w_hat: ``(members, 2K + 1, K + 1)`` complex.
             rates: state of a forcing that has one; without it the forcing starts anew.
-            memory: what the solver keeps of past steps; without it the solver starts anew.
+            memory: what the solver keeps of past steps, such as spectra that a scheme needs;
+                without it the solver starts anew.
         """
         raise NotImplementedError
 
     def save_state(self) -> dict[str, Any]:
-        """Return all that a bit-exact restart needs: ``ensemble.load_state(**saved)``."""
+        """Return all that a bit-exact restart needs: ``ensemble.load_state(**saved)``.
+
+        The spectra are full ones, on every rank.
+        """
         raise NotImplementedError
 
     def forget(self) -> Self:

@@ -84,14 +84,6 @@ class Simulation(Ensemble):
         rates: np.ndarray | None = None,
         **memory: np.ndarray | Tensor,
     ) -> Simulation:
-        """Continue from :meth:`save_state`, or from full retained spectra of another run.
-
-        Args:
-            step_index: steps taken since t = 0.
-            w_hat: ``(members, 2K + 1, K + 1)`` complex.
-            rates: state of a forcing that has one; without it the forcing starts anew.
-            memory: spectra of past steps that the scheme needs; without them it starts anew.
-        """
         self.step_index = int(step_index)
         self.pairs.copy_(self._checked_pairs(w_hat))
         past = {name: self._checked_pairs(value) for name, value in memory.items()}
@@ -100,15 +92,10 @@ class Simulation(Ensemble):
         return self
 
     def forget(self) -> Simulation:
-        """Discard the spectra of past steps: the next step is a first step of the scheme."""
         self.scheme.load(self.pairs, {})
         return self
 
     def save_state(self) -> dict[str, np.ndarray | int]:
-        """Return all that a bit-exact restart needs: ``sim.load_state(**saved)``.
-
-        The spectra are full ones, on every rank.
-        """
         spectra = {"w_hat": self.pairs, **self.scheme.save()}
         saved: dict[str, np.ndarray | int] = {"step_index": self.step_index}
         for name, pairs in spectra.items():

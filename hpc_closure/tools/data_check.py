@@ -150,8 +150,7 @@ def propose(file: Opened, path: list[str]) -> dict:
         roles = [role_of(name, file) for name in one.dims]
         if None in one.dims and 3 <= len(one.shape) <= 5:  # by position: member, time, sides
             sides = list(SIDES[: len(one.shape) - 2])[::-1]
-            roles = [MEMBER, TIME, *sides] if len(one.shape) > 3 else [TIME, *sides[-1:], "x"]
-            roles = [TIME, "y", "x"] if len(one.shape) == 3 else roles
+            roles = [MEMBER, TIME, *sides] if len(one.shape) > 3 else [TIME, "y", "x"]
             dims = [str(role) for role in roles]
         grid = [size for role, size in zip(roles, one.shape) if role in SIDES]
         if TIME not in roles or not grid or one.dtype.kind not in "fiu":

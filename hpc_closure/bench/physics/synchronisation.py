@@ -31,7 +31,7 @@ from torch import Tensor
 
 from hpc_closure.bench import measure
 from hpc_closure.closure.fields import keyed_noise
-from hpc_closure.closure.targets import reduced_problem
+from hpc_closure.closure.targets import defect, reduced_problem
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate.rungs import impose
 from hpc_closure.spectral.modes.grid import resize
@@ -225,9 +225,7 @@ class _Twins:
     def _closure(self, start: Tensor, end: Tensor) -> Tensor:
         """Return U of an interval of the DNS from its first and last spectra."""
         modes = self.solver.grid.mode_counts
-        self.solver.load_state(0, resize(start, modes))
-        self.solver.advance(self.solver.problem.steps_in(self.span))
-        return (resize(end, modes) - self.solver.state) / self.span
+        return defect(self.solver, 0, resize(start, modes), resize(end, modes), self.span)
 
     def record(self) -> dict[str, float]:
         """Return the averages over the last part of the run."""
