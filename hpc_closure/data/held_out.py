@@ -4,8 +4,11 @@ They are the test members of a run's data or, with ``use.test``, all members of 
 That set is the same problem drawn by another seed; nothing was fitted or chosen on it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.checks import check_members
@@ -13,6 +16,9 @@ from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run, run_at
 from hpc_closure.experiment.schema import Experiment, Replicas
 from hpc_closure.work.units import Ledger
+
+if TYPE_CHECKING:
+    from hpc_closure.data.reader import CoupledEnsemble
 
 ALL = (0.0, 0.0, 1.0)  # split of a data set whose members are all for tests
 
@@ -36,7 +42,7 @@ class HeldOut:
     second: str = ""
 
     @classmethod
-    def of(cls, experiment: Experiment) -> "HeldOut":
+    def of(cls, experiment: Experiment) -> HeldOut:
         """Return the held-out trajectories of an experiment.
 
         Raises:
@@ -93,6 +99,24 @@ class HeldOut:
                 f"{self.seed}), none of which the model was trained on"
             )
         return f"the {number} test trajectories that train.split holds back (seed {self.seed})"
+
+
+def truth_of(
+    experiment: Experiment, ensemble: CoupledEnsemble
+) -> tuple[CoupledEnsemble, str] | None:
+    """Return the ensemble that holds the truth of a coupled run, and its name there.
+
+    It is the trajectory of each start; where none is stored, the first replica. None if there are
+    no replicas either.
+    """
+    from hpc_closure.data.reader import CoupledEnsemble
+
+    if "truth" in ensemble.names:
+        return ensemble, "truth"
+    products = HeldOut.of(experiment).books("replicas").products()
+    if not products:
+        return None
+    return CoupledEnsemble([product.path for product in products]), "model"
 
 
 def check(experiment: Experiment) -> HeldOut:

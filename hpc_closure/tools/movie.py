@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpc_closure.data.held_out import HeldOut
+from hpc_closure.data.held_out import truth_of
 from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.evaluate.report import movie
 from hpc_closure.evaluate.scores.spectra import shell_power
@@ -52,10 +52,10 @@ def run(
 def film_of(experiment: Experiment, start: int, channel: str = "") -> movie.Film:
     """Read the fields and spectra of one start's ensemble and of its truth."""
     ensemble = CoupledEnsemble(_products(experiment, "rollout"))
-    truth, name = ensemble, "truth"
-    if "truth" not in ensemble.names:  # a subgrid closure: the first replica is the truth
-        books = HeldOut.of(experiment).books("replicas")
-        truth, name = CoupledEnsemble([product.path for product in books.products()]), "model"
+    found = truth_of(experiment, ensemble)
+    if found is None:
+        raise ValueError("no truth to film: neither trajectories of the starts nor replicas")
+    truth, name = found
     if not 0 <= start < len(ensemble.cases):
         raise UsageError(f"--start {start}: expected 0 to {len(ensemble.cases) - 1}")
     names = ensemble.channels

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from hpc_closure.data.held_out import HeldOut
+from hpc_closure.data.held_out import truth_of
 from hpc_closure.data.reader import CoupledEnsemble
 from hpc_closure.evaluate.report.figures import drawing_style, plane, scaled
 from hpc_closure.evaluate.report.movie import SHOWN, sampled
@@ -88,13 +88,10 @@ def of_run(experiment: Experiment) -> Slider | None:
 
 def read(experiment: Experiment, ensemble: CoupledEnsemble) -> Fields | None:
     """Read the first start's fields, time by time; None if there are fewer than two times."""
-    truth, name = ensemble, "truth"
-    if "truth" not in ensemble.names:  # a subgrid closure: the first replica is the truth
-        books = HeldOut.of(experiment).books("replicas")
-        replicas = [product.path for product in books.products()]
-        if not replicas:
-            return None
-        truth, name = CoupledEnsemble(replicas), "model"
+    found = truth_of(experiment, ensemble)
+    if found is None:
+        return None
+    truth, name = found
     lead_times = np.array([float(time - ensemble.start) for time in ensemble.times])
     if len(lead_times) < 2:
         return None
