@@ -156,18 +156,16 @@ class Power:
         # only where the last wavenumber is zero are both k and -k stored
         opposite = [place.get(tuple(-k for k in key), place[key]) for key in place]
         self.opposite = torch.tensor(opposite, device=transform.device)
-        self.both = (wavevectors[:, -1] == 0)[:, None].to(transform.device)
+        both = of_low((grid.integer_k[-1] == 0).double())[:, None]
+        #: weights of a mode and of the opposite one in their mean as modes of a real field
+        self.mean = 1 - 0.5 * both, 0.5 * both * both.new_tensor([1.0, -1.0])
 
     def add(self, w: Tensor, out: Tensor) -> None:
         """Add the force to ``out``; both are contiguous ``(members, 3, ..., 2)``."""
         import numpy as np
         import torch
 
-        own = w.flatten(2, -2)[:, :, self.local]
-        # each mode is on one rank, and its largest value over the ranks is that rank's
-        low = own.new_full((len(w), 3, len(self.weights), 2), -np.inf)
-        low[:, :, self.places] = own
-        low = self._projected(torch.from_numpy(self.transform.maximum(low.cpu().numpy())).to(w))
+        low = self._projected(self._gathered(w.flatten(2, -2)[:, :, self.local]))
         square = low.square()
         power = square[:, 0].sum(-1) + square[:, 1].sum(-1) + square[:, 2].sum(-1)
         # a cumulative sum adds in the order of the modes, whatever the batch
@@ -183,11 +181,22 @@ class Power:
         out = w.new_zeros(*w.shape).flatten(2, -2)
         return out.index_add(2, self.local, force).view(w.shape)
 
+    def _gathered(self, own: Tensor) -> Tensor:
+        """Return all low modes (members, 3, modes, 2) from this rank's."""
+        import numpy as np
+        import torch
+
+        if self.transform.num_ranks == 1:
+            return own
+        # each mode is on one rank, and its largest value over the ranks is that rank's
+        low = own.new_full((*own.shape[:2], len(self.weights), 2), -np.inf)
+        low[:, :, self.places] = own
+        return torch.from_numpy(self.transform.maximum(low.numpy()))
+
     def _projected(self, low: Tensor) -> Tensor:
         """Return the solenoidal part (members, 3, modes, 2) of the real field with these modes."""
         import torch
 
-        other = low[:, :, self.opposite] * low.new_tensor([1.0, -1.0])
-        low = torch.where(self.both, 0.5 * (low + other), low)
+        low = torch.addcmul(low * self.mean[0], low[:, :, self.opposite], self.mean[1])
         x, y, z = (low * self.direction).unbind(1)
-        return low - (x + y + z)[:, None] * self.direction
+        return torch.addcmul(low, (x + y + z)[:, None], self.direction, value=-1)
