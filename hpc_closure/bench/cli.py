@@ -584,9 +584,9 @@ def gpu(
     """Run all measurements on a GPU: tests, speed, trained models; in pieces.
 
     Parts: tests, dns, networks, gradient, switches, default, fno_score, published. Finished
-    commands are not run again. FOLDER/gpu.json and gpu.txt have the results so far. Exit code 75: the
-    time limit is reached, and the same call continues; 1: a command failed, and its log has the
-    reason.
+    commands are not run again. FOLDER/gpu.json and gpu.txt have the results so far. Exit code 75:
+    the time limit is reached, and the same call continues; 1: a command failed, and its log has
+    the reason.
     """
     from hpc_closure.bench import gpu as bench
 

@@ -5,8 +5,8 @@ trajectories, far beyond the DNS. The bare solver runs beside it from every star
 the state per shell, averaged over all but the first quarter of the run, is compared with that of
 the DNS from the start on, over the trajectories of the same part: enstrophy of a vorticity, energy
 of the velocities of a solenoidal flow, and of other states every field's own. Errors are those of
-means over trajectories. A lost member is in no spectrum, so the record has their number. If draws may be
-rescaled into the range of the training, the record has the rate per shell.
+means over trajectories. A lost member is in no spectrum, so the record has their number. If draws
+may be rescaled into the range of the training, the record has the rate per shell.
 """
 
 import math
@@ -124,7 +124,7 @@ def _guard(counts: np.ndarray, expected: Tensor | None, records: Sequence[dict[s
 
 
 def _fields(experiment: Experiment) -> tuple[str, ...]:
-    """Return the fields with spectra of their own; "" is the only one, or all velocities together."""
+    """Return the fields with spectra of their own; "" is the only one, or all velocities."""
     physics = experiment.problem.physics
     alone = physics.solenoidal or not physics.channel_shape
     return ("",) if alone else tuple(channel.name for channel in physics.channels)
