@@ -218,7 +218,6 @@ class CoupledRun:
         self.memory = coupling.memory
         reduced = reduced_problem(problem, coupling.grid, kind, coupling.stride)
         full = problem.replace(grid=coupling.grid)
-        self.sides = problem.dimensions
         self.exact = kind in REMOVABLE
         self.target = Target(kind, averaging_steps) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
@@ -494,7 +493,7 @@ class CoupledRun:
         """
         model, fields = self.simulations["model"], {}
         for name, run in self.simulations.items():
-            field = model.transform.to_physical(resize(run.state, model.grid.modes, self.sides))
+            field = model.transform.to_physical(resize(run.state, model.grid.mode_counts))
             rows = self.rows_of.get(name)
             fields[name] = field if rows is None or rows.whole is None else field[rows.whole]
         return fields
