@@ -134,8 +134,8 @@ class Request:
         previous: previous closures (B, P, ...) in the form of ``state``, newest first.
         interval_ratio: averaging time of the draw, in trained intervals.
         evaluations, method: settings of the sampler; None = the model's.
-        grid: points per side of the caller's grid, a tuple if sides have different numbers, if ``state`` is a spectrum; None = the smallest
-            that retains its modes.
+        grid: points per side of the caller's grid, a tuple if sides have different numbers, if
+            ``state`` is a spectrum; None = the smallest that retains its modes.
         stage: part of the key: draws of different stages are independent.
         tell: called with (members, shells) bool, the shells of each draw that were rescaled, if
             the model checks them (:attr:`ClosureModel.guarded`); None = no call.

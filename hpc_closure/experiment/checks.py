@@ -128,7 +128,8 @@ def _check_closure_of_fields(experiment) -> None:
     learned = config.get("sensors") == "learned"
     is_velocity = experiment.physics.is_velocity
     sensors = f"model.conditions.sensors={conditions.sensors} with a trained residual"
-    sensors = "model.sensors=learned" if learned else sensors
+    if learned:
+        sensors = f"model.preset={model.preset} with model.sensors=learned"
     for key, used, expected in (
         (
             f"model.preset={model.preset}",
@@ -139,7 +140,12 @@ def _check_closure_of_fields(experiment) -> None:
         (
             sensors,
             (read or learned) and whole is None,
-            "model.conditions.sensors=none, or model.residual=gaussian and model.sensors=kriging",
+            (
+                "model.sensors=kriging"
+                if learned and conditions.sensors == "none"
+                else "model.conditions.sensors=none and model.sensors=kriging, or model.residual="
+                "gaussian"
+            ),
         ),
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
         ("train.rollout_training", train.rollout_training and not is_velocity, "null"),
