@@ -355,8 +355,10 @@ def _of_closures_on_unequal_sides(experiment) -> list[tuple[str, object, bool, s
     if generate.closure == "none":
         return []
     closures = "none (data only) or subgrid"
+    equation, plane = experiment.physics.equation, experiment.physics.dimensions == 2
     rows: list[tuple[str, object, bool, str]] = [
-        ("generate.closure", generate.closure, generate.closure == "subgrid", closures)
+        ("generate.closure", generate.closure, generate.closure == "subgrid", closures),
+        ("physics.equation", equation, plane, "a flow of the plane, or generate.closure=none"),
     ]
     if not experiment.use.model:
         config = resolve(model.model_dump(exclude_none=True))
