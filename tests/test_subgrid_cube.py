@@ -1,11 +1,13 @@
 """A small subgrid problem in three dimensions, from DNS to coupled ensembles."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from cube_case import divergence
 
 import hpc_closure
+from hpc_closure.bench.physics import stability
 from hpc_closure.closure.composed import rollout_training
 from hpc_closure.closure.composed.rollout_training import RolloutLoss
 from hpc_closure.closure.fields.modes import band
@@ -107,6 +109,16 @@ def test_the_closed_form_is_better_than_no_closure_and_stays_solenoidal(run):
     ensemble = CoupledEnsemble(sorted(folder.rollout.glob("block_*.h5")))
     states = torch.from_numpy(ensemble.read("model", ensemble.times.size - 1)).double()
     assert divergence(B.to_spectral(states), B) < 1e-6
+
+
+def test_long_runs_hold_and_have_the_energy_of_all_velocities(run):
+    records, remarks = stability.run(run[0], members=3, steps=200)
+    assert remarks[0].startswith("model: 0 of 3") and "field" not in records[0]
+    data = DataSet(run[1].data)
+    times = range(data.time_index(run[0].rollout.t_start), len(data.times))
+    cases = data.split(run[0].train.split)["test"]
+    squares = [np.square(data.read(case, i)).sum(0).mean() for case in cases for i in times]
+    assert sum(row["dns"] for row in records) == pytest.approx(0.5 * np.mean(squares), rel=1e-5)
 
 
 def test_a_network_trained_with_maps_and_through_the_solver_runs_in_it(network):
