@@ -225,7 +225,9 @@ class CoupledRun:
         self.rows_of: dict[str, Rows] = {}
         self.apart = rollout.after_release > 0  # members begin in different states
         self.moved = not self.apart and rollout.last_closures == "moved"
-        differ = self.apart or self.moved and bool(self.memory.previous)
+        # further modes that a start does not know begin at another place in every member
+        moved_modes = coupling.begin not in (None, "empty")
+        differ = self.apart or moved_modes or self.moved and bool(self.memory.previous)
         self._run_members("model", reduced, drawn=differ or has_noise(closure.config))
         if "mean_gp" in rollout.baselines and has_mean_gp(closure.config):
             self._run_members("mean_gp", reduced)
