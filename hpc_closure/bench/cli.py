@@ -562,7 +562,8 @@ def stability(
 
         rows, remarks = bench.run(settings, members, steps, device, report, part)
         records += rows
-        _print(rows, bench.COLUMNS, remarks)
+        columns = {key: form for key, form in bench.COLUMNS.items() if key in rows[0]}
+        _print(rows, columns, remarks)
 
 
 @app.command()

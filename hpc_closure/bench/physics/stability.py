@@ -63,7 +63,7 @@ def run(
     data = open_data(held.experiment, held.run)
     closure = artifact.load(folder.model).to(device)
     rollout = experiment.rollout.model_copy(
-        update={"references": ("none",), "rungs": (), "after_release": 0.0}
+        update={"baselines": ("none",), "rungs": (), "after_release": 0.0}
     )
     experiment = experiment.model_copy(update={"rollout": rollout})
     cases = None
