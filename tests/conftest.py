@@ -154,8 +154,11 @@ def members_of(folder):
     return hashes
 
 
-def four_verbs(folder, text, changes=()):
-    """The experiment of a text with ``{root}``, run in this process from DNS to report."""
+def four_verbs(folder, text, changes=(), verbs=4):
+    """The experiment of a text with ``{root}``, run in this process from DNS to report.
+
+    ``verbs`` is the number of verbs that run, from ``generate`` on.
+    """
     from hpc_closure.evaluate import verb as evaluate
     from hpc_closure.experiment import reading
     from hpc_closure.generate import verb as generate
@@ -166,6 +169,6 @@ def four_verbs(folder, text, changes=()):
     path = folder / "experiment.yaml"
     path.write_text(text.format(root=folder / "runs"))
     experiment = reading.load(path, changes)
-    for verb in (generate, train, rollout, evaluate):
+    for verb in (generate, train, rollout, evaluate)[:verbs]:
         assert verb.run(experiment, Options(verbosity=-1)) == 0
     return experiment

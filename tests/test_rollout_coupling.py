@@ -13,6 +13,7 @@ from hpc_closure.closure.process import Memory
 from hpc_closure.closure.targets import Target, reduced_problem, removed_terms_hat
 from hpc_closure.experiment.choices import Choice
 from hpc_closure.experiment.schema import Experiment, Rollout, SensorLayout
+from hpc_closure.generate.rungs import Known
 from hpc_closure.rollout import coupling
 from hpc_closure.rollout.block import memory_of, start
 from hpc_closure.rollout.coupling import CoupledRun, Coupling
@@ -122,6 +123,37 @@ def test_spread_does_not_depend_on_the_interval(interval):
     spread = {name: fields[name].var(0).mean().sqrt() for name in ("model", "oracle")}
     assert float(spread["model"] / spread["oracle"]) == pytest.approx(1.0, abs=0.2)
     assert run.step_index == 300
+
+
+class Still:
+    """A closure without noise, zero."""
+
+    config = {"preset": "smagorinsky"}
+
+    def interval_ratio(self, interval):
+        return 1.0
+
+    def averaging_steps(self, interval):
+        return interval
+
+    def sample_hat(self, request):
+        shape = len(request.members), *request.state.shape[1:]
+        return request.state.new_zeros(shape)
+
+
+@pytest.mark.parametrize("begin, differ", [("moved", True), ("empty", False)])
+def test_members_without_noise_differ_in_the_modes_that_a_start_does_not_know(begin, differ):
+    problem = PROBLEM.replace(grid=48, noise={"kind": "none"}, viscosity=1e-4)
+    full = Simulation(problem, [7], 3).initialise().advance(20)
+    known = Known(resize(full.state, (5, 5)), full.state.clone())
+    settings = Coupling(problem, "subgrid", 32, 3, Rollout(interval=5, rungs=[]), begin=begin)
+    run = CoupledRun(settings, Still(), [(7, member) for member in range(3)], [7])
+    state = Transform(problem.make_grid()).to_physical(full.state)
+    run.start(state[:, ::2, ::2].numpy(), 20, known=known)
+    run.advance(1)
+    fields = run.fields()["model"]
+    assert len(fields) == 3
+    assert bool((fields[0] - fields[1]).abs().max() > 1e-6 * fields.std()) is differ
 
 
 AMPLITUDE = {**NOISE, "kind": "state_amplitude", "strength": 2.0, "amplitude": 1e-3}

@@ -36,6 +36,7 @@ from hpc_closure.experiment.folder import shipped_model
 from hpc_closure.experiment.kinds import check_loaded, fields_of
 from hpc_closure.experiment.models import kind_of, resolve
 from hpc_closure.spectral import switches
+from hpc_closure.spectral.modes.grid import mode_counts
 from hpc_closure.spectral.modes.line_fft import keep_freed_memory
 from hpc_closure.work import atomic, log
 
@@ -142,12 +143,14 @@ class Closure:
         header: header of its file.
         channels: number of fields of a state.
         dimensions: number of sides of a field.
+        equal_sides: whether the sides of a field have equally many points.
     """
 
     def __init__(self, model: ClosureModel, header: Header):
         self.model, self.header = model, header
         self.channels = fields_of(model.config)
         self.dimensions: int = model.config.get("dimensions", 2)
+        self.equal_sides = not isinstance(model.grid, tuple)
         self.model.replayed = _replays()
         self._warned = False
 
@@ -325,7 +328,7 @@ class Closure:
         Raises:
             ValueError: one line with the value and what was expected.
         """
-        form = self.channels, self.dimensions
+        form = self.channels, self.dimensions, self.equal_sides
         tensor = fields("state", state, *form)
         ids, states = lists(members)
         request = Request(
@@ -365,7 +368,7 @@ class Closure:
         Raises:
             ValueError: one line with the value and what was expected.
         """
-        form = self.channels, self.dimensions
+        form = self.channels, self.dimensions, self.equal_sides
         w_hat = spectra("state", request.state, *form)
         for name in PAST:
             if getattr(request, name) is not None:
@@ -395,7 +398,8 @@ class Closure:
         if state.ndim > self.dimensions + (self.channels > 1) and not strict:
             state = state[:: -(-len(state) // ROWS_CHECKED)]
         if state.is_complex():
-            if state.shape[-1] - 1 <= band.modes:
+            own = zip(mode_counts(state, self.dimensions), band.mode_counts)
+            if all(there <= here for there, here in own):
                 return
             share = band.share_beyond(state)
         else:

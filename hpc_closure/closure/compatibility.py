@@ -10,7 +10,7 @@ from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.kinds import equation_of
 from hpc_closure.experiment.models import draws, is_composite
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.spectral.modes.resolution import smallest_grid
+from hpc_closure.spectral.modes.resolution import alike, smallest_grid
 from hpc_closure.work.session import check_recipe
 
 
@@ -81,7 +81,7 @@ def check_fits(path: Path, experiment: Experiment, key: str) -> None:
         ("closure", header.target["kind"], generate.closure),
         ("dt", header.target["dt"], generate.dt),
         ("interval", header.target["interval"], generate.interval),
-        ("length", header.length, experiment.physics.length),
+        ("length", header.length, alike(experiment.physics.length)),
         ("dimensions", header.config.get("dimensions", 2), experiment.physics.dimensions),
         (
             "state",

@@ -13,6 +13,7 @@ from typing import Any
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.experiment import renames
 from hpc_closure.experiment.folder import SHIPPED
+from hpc_closure.spectral.modes.resolution import alike
 
 __all__ = ["Header", "read_header", "shipped"]
 
@@ -26,8 +27,8 @@ class Header:
 
     Attributes:
         config: resolved configuration of the model.
-        size: points per side of the training fields.
-        length: side of the square.
+        size: points per side of the training fields; a tuple if sides have different numbers.
+        length: side of the square; a tuple if sides have different lengths.
         target: definition of U: ``kind``, ``interval`` (solver steps), ``dt``, and ``every``, the
             time between the training snapshots, which the noise's memory needs.
         provenance: record of how the model was made.
@@ -35,8 +36,8 @@ class Header:
     """
 
     config: dict[str, Any]
-    size: int
-    length: float
+    size: Any
+    length: Any
     target: dict[str, Any]
     provenance: dict[str, Any]
     parts: tuple[PartReport, ...] = ()
@@ -87,7 +88,8 @@ def read_header(path: str | Path) -> Header:
         parts = {key: json.loads(metadata[key]) for key in ("config", "target", "provenance")}
         parts["config"] = renames.updated(parts["config"], "model", warn=False)
         reports = tuple(PartReport(**part) for part in json.loads(metadata["parts"]))
-        return Header(**parts, **json.loads(metadata["grid"]), parts=reports)
+        grid = {key: alike(value) for key, value in json.loads(metadata["grid"]).items()}
+        return Header(**parts, **grid, parts=reports)
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: its header is damaged ({error}); train again") from None
 

@@ -32,6 +32,7 @@ from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.closure.reductions import Batches, Reader
 from hpc_closure.experiment.kinds import ModelKind
+from hpc_closure.spectral.modes.resolution import alike
 
 __all__ = ["ClosedFormPhase", "ClosureModel", "Phase", "Replays", "Request", "RolloutTraining"]
 
@@ -133,8 +134,8 @@ class Request:
         previous: previous closures (B, P, ...) in the form of ``state``, newest first.
         interval_ratio: averaging time of the draw, in trained intervals.
         evaluations, method: settings of the sampler; None = the model's.
-        grid: points per side of the caller's grid if ``state`` is a spectrum; None = the smallest
-            that retains its modes.
+        grid: points per side of the caller's grid, a tuple if sides have different numbers, if
+            ``state`` is a spectrum; None = the smallest that retains its modes.
         stage: part of the key: draws of different stages are independent.
         tell: called with (members, shells) bool, the shells of each draw that were rescaled, if
             the model checks them (:attr:`ClosureModel.guarded`); None = no call.
@@ -150,7 +151,7 @@ class Request:
     interval_ratio: float = 1.0
     evaluations: int | None = None
     method: str | None = None
-    grid: int | None = None
+    grid: Any = None
     stage: str = "sample"
     tell: Callable[[Tensor], None] | None = None
 
@@ -172,9 +173,10 @@ class ClosureModel(nn.Module, ModelKind, ABC):
     def build(cls, config, grid, length):
         return cls(config, grid, length)
 
-    def __init__(self, config: dict[str, Any], grid: int, length: float):
+    def __init__(self, config: dict[str, Any], grid: Any, length: Any):
         super().__init__()
-        self.config, self.grid, self.length = dict(config), int(grid), float(length)
+        #: points per side of the trained grid and length of each side; tuples if sides differ
+        self.config, self.grid, self.length = dict(config), alike(grid), alike(length)
         self.phase: Phase | None = None  # the current phase
         # shows the device also of a model without weights
         self.register_buffer("_place", torch.zeros(()), persistent=False)

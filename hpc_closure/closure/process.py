@@ -34,7 +34,7 @@ from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.request import fields as checked_fields
 from hpc_closure.spectral.modes.grid import to_fields, to_spectra
-from hpc_closure.spectral.modes.resolution import retained_modes
+from hpc_closure.spectral.modes.resolution import alike, retained_modes
 from hpc_closure.work import atomic
 
 __all__ = ["Memory", "Process"]
@@ -125,7 +125,7 @@ class Process:
         memory: Memory = Memory(),
         sampler: dict[str, Any] | None = None,
         stage: str = "sample",
-        grid: int | None = None,
+        grid: Any = None,
         model_hash: str = "",
     ):
         self.closure, self.ids, self.seed, self.interval = closure, list(ids), seed, interval
@@ -153,9 +153,11 @@ class Process:
         return bool(config.get("conditions", {}).get("forecast"))
 
     @property
-    def _form(self) -> tuple[int, int]:
-        """Number of fields of a state, and of sides of a field."""
-        return getattr(self.closure, "channels", 1), getattr(self.closure, "dimensions", 2)
+    def _form(self) -> tuple[int, int, bool]:
+        """Number of fields of a state and of sides of a field; whether these are equal."""
+        closure = self.closure
+        counts = getattr(closure, "channels", 1), getattr(closure, "dimensions", 2)
+        return *counts, getattr(closure, "equal_sides", True)
 
     # -- draws -----------------------------------------------------------------------------------
 
@@ -180,7 +182,8 @@ class Process:
                 f"state has shape {tuple(tensor.shape)}: expected a row for each of the "
                 f"{len(self.ids)} members of this process"
             )
-        size, (_, sides) = tensor.shape[-1], self._form
+        sides = self._form[1]
+        size = alike(tuple(tensor.shape[-sides:]))
         spectra = to_spectra(tensor, retained_modes(size), sides)
         marks = getattr(self.closure, "beyond_training", lambda _: None)(spectra)
         self.beyond = None if marks is None else marks.double().mean(0)
@@ -190,7 +193,7 @@ class Process:
         self,
         state: Tensor,
         sensors: Sensors | None = None,
-        grid: int | None = None,
+        grid: Any = None,
         tell: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Draw spectra (M, ...) of U for retained spectra (M, ...), and count the call.
@@ -254,8 +257,9 @@ class Process:
         for kept, _, fields in past:
             for one in fields:
                 tensor = checked_fields("state", as_tensor(one), *self._form)
-                modes = retained_modes(tensor.shape[-1])
-                kept.append(to_spectra(tensor, modes, self._form[1]))
+                sides = self._form[1]
+                modes = retained_modes(alike(tuple(tensor.shape[-sides:])))
+                kept.append(to_spectra(tensor, modes, sides))
         return self
 
     def clear(self) -> None:

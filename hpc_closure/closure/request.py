@@ -20,7 +20,9 @@ __all__ = ["fields", "spectra", "lists", "check", "interval_of", "member_ids"]
 PAST = ("history", "previous")  # attributes of a request with fields before its state
 
 
-def fields(name: str, value: Any, channels: int = 1, dimensions: int = 2) -> Tensor:
+def fields(
+    name: str, value: Any, channels: int = 1, dimensions: int = 2, equal: bool = True
+) -> Tensor:
     """Check real fields on an even grid; returns them as a tensor.
 
     Args:
@@ -30,6 +32,7 @@ def fields(name: str, value: Any, channels: int = 1, dimensions: int = 2) -> Ten
         dimensions: number of sides: on a line fields are (n,) in place of (n, n), of three sides
             (n, n, n).
         value: numpy array, tensor, or an object that torch converts to one.
+        equal: whether all sides have equally many points.
 
     Raises:
         ValueError: the values are not numbers, not real or not finite, or the grid is odd or not
@@ -51,17 +54,20 @@ def fields(name: str, value: Any, channels: int = 1, dimensions: int = 2) -> Ten
     if not tensor.is_floating_point():
         raise ValueError(f"{name} holds {_kind(tensor)}; expected floating-point numbers")
     sides = tensor.shape[-dimensions:]
-    equal = tensor.numel() > 0 and sides == sides[-1:] * dimensions
-    _check_shape(name, tensor, "n", equal, channels, dimensions)
-    if tensor.shape[-1] % 2:
+    fits = tensor.numel() > 0 and (not equal or sides == sides[-1:] * dimensions)
+    _check_shape(name, tensor, "n", fits, channels, dimensions)
+    odd = [points for points in sides[::-1] if points % 2]
+    if odd:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}: the closure needs an even number of points "
-            f"per side, not {tensor.shape[-1]}"
+            f"per side, not {odd[0]}"
         )
     return _finite(name, tensor)
 
 
-def spectra(name: str, value: Any, channels: int = 1, dimensions: int = 2) -> Tensor:
+def spectra(
+    name: str, value: Any, channels: int = 1, dimensions: int = 2, equal: bool = True
+) -> Tensor:
     """Check retained spectra, complex, of a request; arguments and errors as of :func:`fields`."""
     if not isinstance(value, Tensor):
         kind = type(value).__name__
@@ -72,8 +78,11 @@ def spectra(name: str, value: Any, channels: int = 1, dimensions: int = 2) -> Te
             f"{name} holds {_kind(value)}; expected complex spectra (sample takes fields)"
         )
     columns = value.shape[-1] if value.ndim else 0
+    sides = tuple(value.shape[-dimensions:])
     both = (2 * columns - 1,) * (dimensions - 1)  # sides with both signs
-    retained = columns > 1 and value.shape[-dimensions:] == (*both, columns)
+    retained = columns > 1 and sides == (*both, columns)
+    if not equal:
+        retained = columns > 1 and all(number % 2 for number in sides[:-1])
     _check_shape(name, value, "K + 1", retained, channels, dimensions)
     return _finite(name, value)
 
@@ -100,7 +109,11 @@ def lists(members: Any) -> tuple[Any, int | None]:
 
 
 def check(
-    request: Request, states: int | None = None, channels: int = 1, dimensions: int = 2
+    request: Request,
+    states: int | None = None,
+    channels: int = 1,
+    dimensions: int = 2,
+    equal: bool = True,
 ) -> Request:
     """Check a request; returns it with its members' ids as a list.
 
@@ -109,6 +122,7 @@ def check(
         states: number of lists in which the members were given; None = one list for all states.
         channels: number of fields of a state.
         dimensions: number of sides.
+        equal: as of :func:`fields`, which has checked it.
 
     Raises:
         ValueError: states, members, numbers or sensors are invalid, or do not fit one another.

@@ -89,12 +89,12 @@ class WholeLayout:
     Attributes:
         times: (W,).
         cases: number of starts.
-        grid: points per side of the DNS.
+        grid: points per side of the DNS, a number or one per side.
     """
 
     times: np.ndarray
     cases: int
-    grid: int
+    grid: int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Layout:
                 values = (width,) if width else ()
                 shapes[f"series/{name}"] = (len(self.members), len(self.series.times), *values)
         if self.whole is not None:
-            whole, all_points = self.whole, (self.whole.grid,) * self.dimensions
+            whole, all_points = self.whole, per_side(self.whole.grid, self.dimensions, "grid")
             for name in data_sets(STATE, self.channels, self.dimensions):
                 shapes[f"whole/{name}"] = (whole.cases, len(whole.times), *all_points)
         return shapes

@@ -86,7 +86,7 @@ class DataSet:
                 values = file[field][row, index]
             else:
                 values = _channels(file["t0_fields"], field, self, (row, index))
-        return values if grid is None else strided(values, self.grid // grid, self.dimensions)
+        return values if grid is None else strided_to(values, self.grid, grid, self.dimensions)
 
     @property
     def whole(self) -> list[int]:
@@ -342,6 +342,14 @@ def strided(values: np.ndarray, stride: int, dimensions: int) -> np.ndarray:
     """Return every ``stride``-th point of each side of fields (..., n, n), a view."""
     index: tuple[Any, ...] = (..., *[slice(None, None, stride)] * dimensions)
     return values[index]
+
+
+def strided_to(values: np.ndarray, size: Any, grid: Any, dimensions: int) -> np.ndarray:
+    """Return fields (..., n, n) of ``size`` points per side at ``grid`` of them, a view.
+
+    A number of points per side divides the stored one; points of unequal sides are those stored.
+    """
+    return values if grid == size else strided(values, size // grid, dimensions)
 
 
 def split_members(members: Sequence[int], shares: Sequence[float]) -> dict[str, list[int]]:

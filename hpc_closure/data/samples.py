@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from hpc_closure.data.symmetry import Symmetry
+from hpc_closure.spectral.modes.resolution import per_side
 from hpc_closure.spectral.noise.counters import key_of, uniform_bits
 from hpc_closure.spectral.switches import pinning
 
@@ -168,7 +169,7 @@ class TrainingSet:
             )
         self.chosen = np.arange(len(self.members))
         self.store, self.grid = store, grid or store.grid
-        self.points = (self.grid,) * store.dimensions
+        self.points = per_side(self.grid, store.dimensions)
         #: shape of a state: (n, n), or (C, n, n) of C channels
         self.shape = (*[len(names) for names in [store.channels] if names], *self.points)
         self.seed = seed

@@ -12,7 +12,7 @@ from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.forecasts import Forecaster
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.opening import open_data
-from hpc_closure.data.reader import CoupledEnsemble, DataSet, strided
+from hpc_closure.data.reader import CoupledEnsemble, DataSet, strided_to
 from hpc_closure.data.samples import Past
 from hpc_closure.evaluate import compare
 from hpc_closure.evaluate.scores import registry
@@ -21,7 +21,7 @@ from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.method_names import GRANTED, MODEL
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.modes.grid import to_fields, to_spectra
-from hpc_closure.spectral.modes.resolution import retained_modes
+from hpc_closure.spectral.modes.resolution import alike, per_side, retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.work.session import Session
 
@@ -210,10 +210,9 @@ class Inputs:
 
     def cut(self, fields: Tensor) -> Tensor:
         """Truncate fields (..., n, n) to the grid ``known_grid``, whose modes a start fixes."""
-        known = self.experiment.known_grid
-        if fields.shape[-1] == known:
+        known, sides = self.experiment.known_grid, self.dimensions
+        if tuple(fields.shape[-sides:]) == per_side(known, sides):
             return fields
-        sides = self.dimensions
         spectra = to_spectra(fields.double(), retained_modes(known), sides)
         return to_fields(spectra, known, sides).to(fields.dtype)
 
@@ -236,7 +235,8 @@ class Inputs:
 
     def forecast(self, states: Tensor) -> Tensor:
         """Return states (B, n, n) or (B, C, n, n) after a closure interval, without a closure."""
-        return torch.from_numpy(self.forecaster(states.shape[-1]).after(states.numpy()))
+        points = alike(tuple(states.shape[-self.dimensions :]))
+        return torch.from_numpy(self.forecaster(points).after(states.numpy()))
 
     def closures_of_replicas(self, key: tuple[int, int], grid: int) -> Tensor:
         """Read the replicas' closures (M, n, n), or (M, C, n, n), at a snapshot.
@@ -247,7 +247,7 @@ class Inputs:
         case, index = key
         when = self.replicas.index(self.data.times[index] - self.replicas.start)
         fields = self.replicas.read_case("closure", case, when)
-        fields = strided(fields, self.data.grid // grid, self.data.dimensions)
+        fields = strided_to(fields, self.data.grid, grid, self.data.dimensions)
         return torch.from_numpy(np.ascontiguousarray(fields))
 
     def climatology(self, grid: int) -> Tensor:

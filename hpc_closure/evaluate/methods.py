@@ -22,7 +22,7 @@ from hpc_closure.closure.fields.sensors import Sensors, fourier_interpolation, l
 from hpc_closure.closure.gaussian.exact import ExactLaw
 from hpc_closure.evaluate.context import Inputs, Snapshots
 from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
-from hpc_closure.spectral.modes.resolution import retained_modes
+from hpc_closure.spectral.modes.resolution import alike, per_side, retained_modes
 
 NO_MEAN_GP = "the model has no mean and Gaussian law of its own"
 UNREAD = "replicas are draws of the law without readings, scored in other tables"
@@ -69,7 +69,8 @@ class Methods:
         self.sides = inputs.dimensions
         self.sensors_in_words = layout_name(layout, self.sides)
         self.seed = experiment.evaluate.seed
-        self.grid = snapshots.states.shape[-1]
+        #: points per side of the snapshots; a tuple if sides have different numbers
+        self.grid = alike(tuple(snapshots.states.shape[-self.sides :]))
         self.readings = None
         if layout is not None:
             rows = range(len(snapshots.states))
@@ -176,7 +177,7 @@ class Methods:
             return None
         # with sensors the large scales have almost no variance left, and it is not scored
         free = self.layout is None
-        shells = min(RANKED_SHELLS, self.grid // 2 - 1)
+        shells = min(RANKED_SHELLS, min(per_side(self.grid, self.sides)) // 2 - 1)
         # Fourier coordinates of an inhomogeneous law are dependent: rank one pixel per field
         whiten = (lambda fields: fourier_coordinates(fields, shells)) if law.homogeneous else None
 

@@ -6,7 +6,7 @@ apply:
     stage        ``generated`` (samples of the closure) or ``coupled`` (the closure in the solver)
     closure      target, e.g. ``diffusion``
     method       ``model``, ``oracle``, ``none``, others
-    grid         points per side
+    grid         points per side; of the last side if sides have different numbers
     lead_time    time since the start of the coupled run
     shell        integer wavenumber shell; empty = all shells
     score        name of the score
@@ -106,15 +106,23 @@ class Absent:
 def frame(records: Iterable[Mapping[str, Any]]) -> DataFrame:
     """Build rows from dictionaries of columns; numbers may be tensors or numpy scalars."""
     rows = [{**DEFAULTS, **record} for record in records]
+    for row in rows:
+        row["grid"] = of_last_side(row.get("grid"))
     unknown = {name for row in rows for name in row} - set(COLUMNS)
     _refuse(unknown)
     return DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def of_last_side(grid: Any) -> Any:
+    """Return the points of the last side: ``grid`` itself, or its last entry if it is a tuple."""
+    return grid[-1] if isinstance(grid, tuple) else grid
 
 
 def select(rows: DataFrame, **columns: Any) -> DataFrame:
     """Select the rows whose columns have these values; None selects empty cells."""
     _refuse(set(columns) - set(COLUMNS))
     for name, value in columns.items():
+        value = of_last_side(value) if name == "grid" else value
         rows = rows[rows[name].isna() if value is None else rows[name] == value]
     return rows
 
@@ -187,8 +195,10 @@ def sort_methods(names: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(names), key=position)
 
 
-def points_in_words(grid: int, dimensions: int) -> str:
-    """Write points per side as ``24 points`` of a line, 64² or 32³."""
+def points_in_words(grid: Any, dimensions: int) -> str:
+    """Write points per side as ``24 points`` of a line, 64², 32³, or 48 x 24 of a tuple."""
+    if isinstance(grid, tuple):
+        return " x ".join(map(str, grid))
     return f"{grid}{ {1: ' points', 2: '²', 3: '³'}[dimensions]}"
 
 

@@ -128,7 +128,8 @@ def _check_closure_of_fields(experiment) -> None:
     learned = config.get("sensors") == "learned"
     is_velocity = experiment.physics.is_velocity
     sensors = f"model.conditions.sensors={conditions.sensors} with a trained residual"
-    sensors = "model.sensors=learned" if learned else sensors
+    if learned:
+        sensors = f"model.preset={model.preset} with model.sensors=learned"
     for key, used, expected in (
         (
             f"model.preset={model.preset}",
@@ -139,7 +140,12 @@ def _check_closure_of_fields(experiment) -> None:
         (
             sensors,
             (read or learned) and whole is None,
-            "model.conditions.sensors=none, or model.residual=gaussian and model.sensors=kriging",
+            (
+                "model.sensors=kriging"
+                if learned and conditions.sensors == "none"
+                else "model.conditions.sensors=none and model.sensors=kriging, or model.residual="
+                "gaussian"
+            ),
         ),
         ("model.conditions.physics_estimate", conditions.physics_estimate, "false"),
         ("train.rollout_training", train.rollout_training and not is_velocity, "null"),
@@ -201,7 +207,10 @@ def _check_problem(experiment) -> None:
     removed = generate.closure if generate.closure in REMOVABLE else "none"
     Problem.of(physics, generate, removed)
     if generate.closure != "none":
-        physics.forcing.retained(experiment.data_grid, physics.length)
+        points, lengths = (
+            per_side(value, physics.dimensions) for value in (experiment.data_grid, physics.length)
+        )
+        physics.forcing.retained(min(points), max(lengths))
 
 
 def _beyond_state(experiment) -> list[str]:
@@ -312,7 +321,7 @@ def _written(grid) -> str:
 
 
 def _check_equal_sides(experiment) -> None:
-    """Refuse what needs sides of equal lengths and numbers of points, if they differ."""
+    """Refuse what needs sides of equal lengths and numbers of points, if these are lists."""
     physics, generate = experiment.physics, experiment.generate
     lists = {
         "generate.record.grid": generate.record.grid,
@@ -324,15 +333,58 @@ def _check_equal_sides(experiment) -> None:
         check_sides(key, value, physics)
     if not lists:
         return
-    for key, value, expected in (
-        ("generate.closure", generate.closure, "none (data only)"),
-        ("generate.record.filters", [item.name for item in generate.record.filters], "no filters"),
+    for key, value, fits, expected in (
+        *_of_closures_on_unequal_sides(experiment),
+        (
+            "generate.record.filters",
+            [item.name for item in generate.record.filters],
+            not generate.record.filters,
+            "no filters",
+        ),
     ):
-        if value not in ("none", []):
+        if not fits:
             raise ValueError(
                 f"{key}={value} needs one number for all sides, not lists in generate.grid, "
                 f"generate.record.grid or physics.length: use {expected}"
             )
+
+
+def _of_closures_on_unequal_sides(experiment) -> list[tuple[str, object, bool, str]]:
+    """List settings of closures: key, value, whether unequal sides have it, and what they have."""
+    generate, model = experiment.generate, experiment.model
+    if generate.closure == "none":
+        return []
+    closures = "none (data only) or subgrid"
+    equation, plane = experiment.physics.equation, experiment.physics.dimensions == 2
+    rows: list[tuple[str, object, bool, str]] = [
+        ("generate.closure", generate.closure, generate.closure == "subgrid", closures),
+        ("physics.equation", equation, plane, "a flow of the plane, or generate.closure=none"),
+    ]
+    if not experiment.use.model:
+        config = resolve(model.model_dump(exclude_none=True))
+        layered = kind_of(model.preset) is not None and model.preset != "published"
+        mean, residual = list(config.get("mean", ())), config.get("residual")
+        rows += [
+            ("model.preset", model.preset, layered or residual is not None, "gaussian"),
+            ("model.mean", mean, "fno" not in mean, "regression, cnn or none"),
+            ("model.amplitude", config.get("amplitude"), config.get("amplitude") != "fno", "cnn"),
+            ("model.residual", residual, residual in ("gaussian", "none", None), "gaussian"),
+        ]
+    sensors = model.conditions.sensors
+    rows += [
+        ("model.conditions.sensors", sensors, sensors == "none", "none"),
+        ("train.grid", experiment.train.grid, not experiment.train.grid, "null"),
+        ("train.rollout_training", "on", not experiment.train.rollout_training, "null"),
+        ("train.stability_test", "on", not experiment.train.stability_test, "null"),
+        ("train.opponents", "on", not experiment.train.opponents, "none"),
+        ("reduced.known", experiment.reduced.known, not experiment.reduced.known, "null"),
+        ("reduced.step", "auto", experiment.reduced.step != "auto", "a number"),
+        ("rollout.rungs", "on", not experiment.rollout.rungs, "none"),
+        ("rollout.sensors", "on", not experiment.rollout.sensors, "null"),
+        ("evaluate.grids", "on", not experiment.evaluate.grids, "null"),
+        ("evaluate.sensors", "on", not experiment.evaluate.sensors, "[]"),
+    ]
+    return rows
 
 
 def _check_intervals(experiment) -> None:
@@ -361,7 +413,7 @@ def _check_training(experiment) -> None:
     for grid in experiment.score_grids:
         _check_divides("evaluate.grids", grid, experiment.data_grid)
     least = smallest_grid(experiment.train_grid)
-    for grid in experiment.score_grids:
+    for grid in experiment.evaluate.grids or ():
         if grid < least:
             raise ValueError(
                 f"evaluate.grids: {grid} has too few modes for a model trained at "
@@ -901,7 +953,7 @@ def _check_sensors_of_subgrid(experiment) -> None:
 
 def _check_divides(key: str, grid: int, of: int) -> None:
     """Raise ValueError unless ``grid`` divides the finer grid ``of``."""
-    if of % grid:
+    if grid != of and of % grid:
         raise ValueError(f"{key}={grid} does not divide {of}, the grid it is taken from")
 
 

@@ -40,7 +40,7 @@ from hpc_closure.experiment.kinds import (
 from hpc_closure.experiment.method_names import RESERVED, TRUTH
 from hpc_closure.experiment.models import CLOSED_MEANS, RIVALS, preset_names, resolve
 from hpc_closure.spectral.equations import Equation, Vorticity2D
-from hpc_closure.spectral.modes.resolution import per_side, points_for, retained_modes
+from hpc_closure.spectral.modes.resolution import alike, per_side, points_for, retained_modes
 from hpc_closure.spectral.problem import Numerics, Problem
 from hpc_closure.spectral.recipe import (
     Count,
@@ -998,26 +998,32 @@ class Experiment(Section):
         return problem.replace(reduced_python=python) if python else problem
 
     @property
-    def data_grid(self) -> int:
-        return self.generate.record.grid or self.generate.grid
+    def data_grid(self) -> Any:
+        """Points per side of the stored fields; a tuple if sides have different numbers."""
+        return alike(self.generate.record.grid or self.generate.grid)
 
     @property
-    def train_grid(self) -> int:
+    def train_grid(self) -> Any:
+        """Points per side of the reduced solver's grid, as :attr:`data_grid`."""
         return self.train.grid or self.data_grid
 
     @property
-    def known_grid(self) -> int:
+    def known_grid(self) -> Any:
         """Points per side of the grid whose modes are known at the start of a coupled run."""
         return self.reduced.known or self.train_grid
 
     @property
     def solver(self) -> Rung:
-        """The reduced solver as a rung, with the start of its further modes."""
-        start = self.reduced.start if self.known_grid < self.train_grid else "empty"
-        return Rung(grid=self.train_grid, start=start)
+        """The reduced solver as a rung, with the start of its further modes.
+
+        Of unequal sides its grid is the largest number of points, because a rung has one number.
+        """
+        start = self.reduced.start if self.known_grid != self.train_grid else "empty"
+        points = per_side(self.train_grid, self.physics.dimensions)
+        return Rung(grid=max(points), start=start)
 
     @property
-    def score_grids(self) -> tuple[int, ...]:
+    def score_grids(self) -> tuple[Any, ...]:
         return self.evaluate.grids or (self.train_grid,)
 
     @model_validator(mode="after")

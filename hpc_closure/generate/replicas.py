@@ -135,7 +135,7 @@ class ReplicaBlock(Block):
         """Build the mask of this rank's modes that a start knows."""
         known = Grid(self.experiment.known_grid, self.problem.length, self.sides)
         whole, inside = self.master.grid, torch.ones(1, *known.shape)
-        mask = resize(inside.to(torch.complex64), whole.modes, self.sides).real > 0
+        mask = resize(inside.to(torch.complex64), whole.mode_counts).real > 0
         return self.master.transform.local(mask)[0].to(self.session.device)
 
     @property
@@ -225,7 +225,7 @@ class ReplicaBlock(Block):
     def _coarse(self, simulation: Simulation) -> np.ndarray:
         """Return the states (rows, n, n) on the data grid."""
         spectra = simulation.transform.gather(simulation.state)
-        small = resize(spectra, self.stored.grid.modes, self.sides)
+        small = resize(spectra, self.stored.grid.mode_counts)
         return self._plain(self.stored.to_physical(small))
 
     def _plain(self, field) -> np.ndarray:

@@ -89,14 +89,14 @@ def begin(
         stage: stage in the key of the random shifts.
         past: time for which ``synchronised`` and ``mismatched`` follow the resolved modes.
     """
-    modes, sides = simulation.grid.modes, simulation.grid.dimensions
+    modes = simulation.grid.mode_counts
     if start == "empty":
-        now = resize(known.now, modes, sides)[case_of_row]
+        now = resize(known.now, modes)[case_of_row]
         simulation.load_state(step, now)
         return
     assert known.whole is not None
     moves = keyed_noise.moves(simulation.grid, simulation.seed, stage, simulation.members)
-    moved = resize(known.whole, modes, sides)[case_of_row]
+    moved = resize(known.whole, modes)[case_of_row]
     factors = moves.to(moved)
     if simulation.channel_shape:
         factors = factors[:, None]
@@ -115,7 +115,7 @@ def begin(
 
 def impose(simulation: Ensemble, resolved: Tensor) -> None:
     """Overwrite the resolved modes of a simulation with spectra (rows, ...)."""
-    modes, sides = simulation.grid.modes, simulation.grid.dimensions
-    is_resolved = resize(torch.ones_like(resolved[:1]), modes, sides).real > 0
-    spectra = resize(resolved, modes, sides).to(simulation.state)
+    modes = simulation.grid.mode_counts
+    is_resolved = resize(torch.ones_like(resolved[:1]), modes).real > 0
+    spectra = resize(resolved, modes).to(simulation.state)
     torch.where(is_resolved.to(simulation.device), spectra, simulation.state, out=simulation.state)

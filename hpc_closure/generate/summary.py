@@ -74,7 +74,7 @@ def _step_of(solver: Ensemble, stride: int) -> str:
     problem = solver.problem
     if not isinstance(solver, Simulation):
         return f"your solver takes steps of {problem.dt:g}"
-    cfl = float(solver.speed().max()) * problem.dt * problem.grid / problem.length
+    cfl = float(solver.speed().max()) * problem.make_grid().courant(problem.dt)
     return f"the solver takes {stride} of them in one (CFL {cfl:.2g})"
 
 

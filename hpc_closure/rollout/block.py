@@ -16,7 +16,7 @@ from hpc_closure.closure.fields.sensors import rms_of
 from hpc_closure.closure.process import Memory
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.data.layout import STATE, Layout, SeriesLayout, by_data_set, data_sets
-from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet, strided
+from hpc_closure.data.reader import BESIDE, CoupledEnsemble, DataSet, strided_to
 from hpc_closure.data.writer import BlockWriter
 from hpc_closure.experiment.checks import check_past, check_previous
 from hpc_closure.experiment.choices import Choices
@@ -164,12 +164,13 @@ def _of_replicas(experiment, rows: Sequence[tuple[int, int]]) -> Callable[..., n
     test_set = HeldOut.of(experiment)
     replicas = CoupledEnsemble([product.path for product in test_set.books("replicas").products()])
     replica_of_row = [(case, 1 + member) for case, member in rows]
-    stride = experiment.data_grid // experiment.train_grid
+    sides = experiment.physics.dimensions
 
     def fields(back: int, name: str = "model") -> np.ndarray:
         lead = experiment.rollout.after_release - back * experiment.generate.spacing
         values = replicas.read_rows(name, replica_of_row, replicas.index(lead))
-        return strided(values, stride, experiment.physics.dimensions).astype(np.float64)
+        values = strided_to(values, experiment.data_grid, experiment.train_grid, sides)
+        return values.astype(np.float64)
 
     return fields
 
@@ -181,16 +182,16 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
         ValueError: a required state is not stored.
     """
     rollout, problem = experiment.rollout, experiment.problem
-    sides, every = problem.dimensions, experiment.generate.record.every
+    every = experiment.generate.record.every
     known = problem.replace(grid=experiment.known_grid).make_grid()
     runs = [experiment.solver, *rollout.rungs]
 
-    def spectra(fields: np.ndarray, modes: int) -> torch.Tensor:
-        return to_spectra(torch.from_numpy(fields.astype(np.float64)), modes, sides)
+    def spectra(fields: np.ndarray, modes: tuple[int, ...]) -> torch.Tensor:
+        return to_spectra(torch.from_numpy(fields.astype(np.float64)), modes)
 
     def resolved(chosen: Sequence[int], time: float) -> torch.Tensor:
         fields = stored(data, chosen, data.time_index(time), grid=experiment.train_grid)
-        return spectra(fields, known.modes)
+        return spectra(fields, known.mode_counts)
 
     now = resolved(cases, rollout.t_start)
     if {run.start for run in runs} <= {"empty"}:
@@ -206,7 +207,7 @@ def known_of(data: DataSet, experiment, cases: Sequence[int]) -> Known:
         number = round(max(lengths, default=0.0) / every)
         times = [rollout.t_start - back * every for back in range(number, 0, -1)]
         past[how] = [resolved(chosen, time) for time in times]
-    modes = problem.make_grid().modes
+    modes = problem.make_grid().mode_counts
     return Known(now, spectra(full, modes), past["synchronised"], past["mismatched"], every)
 
 

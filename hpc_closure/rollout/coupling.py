@@ -218,7 +218,6 @@ class CoupledRun:
         self.memory = coupling.memory
         reduced = reduced_problem(problem, coupling.grid, kind, coupling.stride)
         full = problem.replace(grid=coupling.grid)
-        self.sides = problem.dimensions
         self.exact = kind in REMOVABLE
         self.target = Target(kind, averaging_steps) if self.exact else None
         self.seconds = {"solver": 0.0, "closure": 0.0, "references": 0.0}
@@ -226,7 +225,9 @@ class CoupledRun:
         self.rows_of: dict[str, Rows] = {}
         self.apart = rollout.after_release > 0  # members begin in different states
         self.moved = not self.apart and rollout.last_closures == "moved"
-        differ = self.apart or self.moved and bool(self.memory.previous)
+        # further modes that a start does not know begin at another place in every member
+        moved_modes = coupling.begin not in (None, "empty")
+        differ = self.apart or moved_modes or self.moved and bool(self.memory.previous)
         self._run_members("model", reduced, drawn=differ or has_noise(closure.config))
         if "mean_gp" in rollout.baselines and has_mean_gp(closure.config):
             self._run_members("mean_gp", reduced)
@@ -494,7 +495,7 @@ class CoupledRun:
         """
         model, fields = self.simulations["model"], {}
         for name, run in self.simulations.items():
-            field = model.transform.to_physical(resize(run.state, model.grid.modes, self.sides))
+            field = model.transform.to_physical(resize(run.state, model.grid.mode_counts))
             rows = self.rows_of.get(name)
             fields[name] = field if rows is None or rows.whole is None else field[rows.whole]
         return fields

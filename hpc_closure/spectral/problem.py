@@ -43,9 +43,7 @@ def check_sides(key: str, value: Any, physics: Equation) -> None:
 class Numerics(Section):
     """How a flow is discretised."""
 
-    grid: SideGrid = Field(
-        64, description="points per side, or a list with those of each side (with closure none)"
-    )
+    grid: SideGrid = Field(64, description="points per side, or a list with those of each side")
     dt: Positive = Field(1e-3, description="time step; with cfl the longest one")
     cfl: Positive | None = Field(
         None,

@@ -49,6 +49,12 @@ def run(  # noqa: PLR0913 - the options of the command
     folder = Path(model)
     path = model_file(Run(folder).model if folder.is_dir() else model)
     header = read_header(path)
+    for name, value in (("grid", header.size), ("length", header.length)):
+        if isinstance(value, tuple):
+            raise ValueError(
+                f"{path}: {name} {' x '.join(f'{one:g}' for one in value)}, expected equal sides: "
+                "an exported draw has one number of points; call the model from Python"
+            )
     settings = Settings(
         members,
         points or header.size,

@@ -34,6 +34,7 @@ from hpc_closure.experiment.schema import Experiment
 from hpc_closure.generate.rungs import rung_problem
 from hpc_closure.rollout.block import coupled_run, start
 from hpc_closure.spectral.modes.grid import resize
+from hpc_closure.spectral.modes.resolution import retained_modes
 from hpc_closure.spectral.simulation import Simulation
 
 __all__ = ["COLUMNS", "Climate", "run"]
@@ -135,14 +136,19 @@ def run(
         report: called with a line when a run has ended.
 
     Raises:
-        ValueError: another equation, or data or model are missing.
+        ValueError: another equation, unequal sides, or data or model are missing.
     """
     physics, generate = experiment.physics, experiment.generate
     if physics.equation != "two_layer_qg":
         raise ValueError(
             f"physics.equation={physics.equation}: this comparison is for two_layer_qg"
         )
-    modes = (experiment.train_grid - 1) // 3
+    if not experiment.problem.equal_sides:
+        raise ValueError(
+            f"physics.length={physics.length}, generate.grid={generate.grid}: this comparison is "
+            "for a square"
+        )
+    modes = retained_modes(experiment.train_grid)
     steps = EVERY * generate.interval
     looks = round(duration / (generate.dt * steps))
     if looks < 8:

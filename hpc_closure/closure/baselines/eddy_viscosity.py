@@ -32,7 +32,7 @@ def strain_rate(w_hat: Tensor, band: Band, delta: float) -> Tensor:
     kx, ky = (band.on(name, w_hat.device, w_hat.real.dtype) for name in ("kx", "ky"))
     u, v = feature_spectra(w_hat, band)[:, :2].unbind(1)
     parts = torch.stack([2j * kx * u, 1j * (ky * u + kx * v)], dim=1)
-    return delta**2 * torch.hypot(*band.to_physical(parts, band.grid.size).unbind(1))
+    return delta**2 * torch.hypot(*band.to_physical(parts, band.grid.sizes).unbind(1))
 
 
 def slope(w_hat: Tensor, band: Band, delta: float) -> Tensor:
@@ -73,7 +73,7 @@ def backscatter(
     """Compute spectra of a biharmonic viscosity and a negative one that returns its energy."""
     k2 = band.on("k2", w_hat.device, w_hat.real.dtype)
     inverse = band.on("inverse_k2", w_hat.device, w_hat.real.dtype)
-    curvature = band.to_physical(-k2 * w_hat, band.grid.size)
+    curvature = band.to_physical(-k2 * w_hat, band.grid.sizes)
     nu = delta**2 * strain_rate(w_hat, band, delta)
     drained = c**4 * k2 * band.to_spectral(nu * curvature)
     power = -mean_product(inverse * w_hat, drained, band)  # energy drain, the mean of -psi U
@@ -90,7 +90,8 @@ def germano(w_hat: Tensor, own: Band, delta: float, viscosity) -> Tensor:
         delta: width of the filter.
         viscosity: :func:`strain_rate` or :func:`slope`.
     """
-    coarser = band(own.modes // TEST_FILTER, own.length, own.grid.dimensions)
+    halves = tuple(count // TEST_FILTER for count in own.mode_counts)
+    coarser = band(halves, own.length, own.grid.dimensions)
 
     def test(spectra: Tensor) -> Tensor:
         return own.resized(coarser.resized(spectra))
@@ -121,7 +122,7 @@ def random_rotation(u_hat: Tensor, white: Tensor, own: Band, delta: float) -> Te
         own: band of both.
         delta: width of the filter.
     """
-    size = own.grid.size
+    size = own.grid.sizes
     g = own.to_physical(white.to(u_hat) / own.white_rms, size)
     potential = own.to_spectral(delta**2 * strain_norm(u_hat, own).square()[:, None] * g)
     k = torch.stack(torch.broadcast_tensors(*own.wavenumbers(potential)))

@@ -18,7 +18,8 @@ from hpc_closure.closure.fields.persistence import position, share_of_mean
 from hpc_closure.closure.model import ClosureModel, Phase, Request
 from hpc_closure.closure.part_report import PartReport
 from hpc_closure.experiment.kinds import equation_of
-from hpc_closure.spectral.modes.grid import to_device_cached
+from hpc_closure.spectral.modes.grid import mode_counts, to_device_cached
+from hpc_closure.spectral.modes.resolution import per_side, retained_modes
 
 __all__ = ["FunctionalModel"]
 
@@ -64,9 +65,9 @@ class FunctionalModel(ClosureModel):
         self.baseline, self.kind = baseline, config["preset"]
         self.equation = equation_of(config)
         self.dimensions = int(config.get("dimensions", 2))
-        self.band = band((grid - 1) // 3, length, self.dimensions)
+        self.band = band(retained_modes(grid), length, self.dimensions)
         self.constants = baseline.candidates(config)[0]
-        self.width = length / grid
+        self.width = _width(self.grid, self.length)
         self.layered = self.equation is not None and not self.equation.velocity_channels
         if self.layered:  # relative vorticity of each layer, from all fields
             factors = self.equation.stream_factors(self.band.grid)
@@ -161,7 +162,8 @@ class FunctionalModel(ClosureModel):
 
     @torch.no_grad()
     def sample_hat(self, request: Request) -> Tensor:
-        caller = band(request.state.shape[-1] - 1, self.length, self.dimensions)
+        counts = mode_counts(request.state, self.dimensions)
+        caller = band(counts, self.length, self.dimensions)
         u_hat = self._draw(self.band.resized(request.state), request)
         return caller.hermitian(caller.resized(u_hat))
 
@@ -172,4 +174,14 @@ class FunctionalModel(ClosureModel):
         Members of a state have the same, unless the baseline draws.
         """
         u_hat = self._draw(self.band.to_spectral(request.state), request)
-        return self.band.to_physical(u_hat, request.state.shape[-1]).to(request.state)
+        points = request.state.shape[-self.dimensions :]
+        return self.band.to_physical(u_hat, points).to(request.state)
+
+
+def _width(grid: Any, length: Any) -> float:
+    """Return the spacing of a grid, the geometric mean of those of unequal sides."""
+    if not isinstance(grid, tuple) and not isinstance(length, tuple):
+        return length / grid
+    sides = len(grid if isinstance(grid, tuple) else length)
+    pairs = zip(per_side(length, sides), per_side(grid, sides))
+    return float(math.prod(side / points for side, points in pairs) ** (1 / sides))

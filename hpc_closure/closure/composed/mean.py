@@ -64,12 +64,13 @@ class NetworkMean(nn.Module):
         """Transform an output to whitened spectra, and add the largest modes if predicted."""
         # scaled from fields of unit variance, so that weights need not grow
         # (on a line by more, because models of lines were trained so)
-        sides = max(2, frame.kept.grid.dimensions)
-        white = frame.kept.to_spectral(field) * float(2 * frame.kept.modes + 1) ** (sides / 2)
+        kept = frame.kept
+        scale = kept.white_rms if kept.grid.dimensions > 1 else float(2 * kept.modes + 1)
+        white = kept.to_spectral(field) * scale
         if self.low is None:
             return white
         low = self.low(encoding.summary).unflatten(1, (*self.channel_shape, -1))
-        return white + frame.kept.place_largest(low)
+        return white + kept.place_largest(low)
 
     def correction(self, frame: ResidualCoordinates, white_hat: Tensor) -> Tensor:
         """Convert the output to units of U."""

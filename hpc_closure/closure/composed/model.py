@@ -77,7 +77,8 @@ from hpc_closure.experiment.kinds import (
     whole_fields,
 )
 from hpc_closure.experiment.models import closed_mean, network_of
-from hpc_closure.spectral.modes.grid import to_device_cached
+from hpc_closure.spectral.modes.grid import mode_counts, to_device_cached
+from hpc_closure.spectral.modes.resolution import retained_modes
 
 __all__ = ["CompositeClosure"]
 
@@ -116,7 +117,7 @@ class CompositeClosure(ClosureModel):
     def __init__(self, config: dict[str, Any], grid: int, length: float = 1.0):
         super().__init__(config, grid, length)
         self.dimensions = int(config["dimensions"])
-        self.band = band((grid - 1) // 3, length, self.dimensions)
+        self.band = band(retained_modes(grid), length, self.dimensions)
         self.feature_set = Features(self.band, equation_of(config))
         fields = fields_of(config)
         #: () of one field, (C,) of C channels; an axis of states, closures and residuals
@@ -203,7 +204,7 @@ class CompositeClosure(ClosureModel):
             self.mean.farthest = s.mean_largest
         if s.generator_size is None:
             return
-        inner = band(s.generator_modes, self.length, self.dimensions)
+        inner = band(self.band.proportional(s.generator_modes), self.length, self.dimensions)
         first = law = plain = StationaryGaussian(inner, s.first_spectrum, s.first_tail)
         if s.law_spectrum is not None:
             law = StationaryGaussian(inner, s.law_spectrum, s.law_tail)
@@ -217,7 +218,7 @@ class CompositeClosure(ClosureModel):
         self.frame = ResidualCoordinates(
             self.band,
             inner,
-            s.generator_size,
+            self.band.proportional(s.generator_size, 2),
             first,
             law,
             plain,
@@ -621,7 +622,8 @@ class CompositeClosure(ClosureModel):
         process, with sensors kriged under it, without generator and amplitude.
         """
         frames_hat = self.frames(request.state, request.history, request.previous)
-        return self.band.to_physical(self._draw(frames_hat, request), request.state.shape[-1])
+        points = request.state.shape[-self.dimensions :]
+        return self.band.to_physical(self._draw(frames_hat, request), points)
 
     @torch.no_grad()
     def sample_hat(self, request: Request) -> Tensor:
@@ -629,9 +631,8 @@ class CompositeClosure(ClosureModel):
 
     def draw_hat(self, request: Request) -> Tensor:
         """Draw as :meth:`sample_hat`, with gradients."""
-        modes = request.state.shape[-1] - 1
-        caller = band(modes, self.length, self.dimensions)
-        self.band.check_grid(*caller.points(request.grid or caller.grid.size))
+        caller = band(mode_counts(request.state, self.dimensions), self.length, self.dimensions)
+        self.band.check_grid(*caller.points(request.grid or caller.grid.sizes))
         frames_hat = self.frames_hat(request.state, request.history, request.previous)
         u_hat = self._draw(frames_hat, request)
         # without a transform the column ky = 0 need not be that of a real field

@@ -203,7 +203,7 @@ class FitMean(Phase):
         if not float(total.sum()) > 0:
             raise ValueError("the closure targets are all zero: nothing to learn")
         modes, size, tail = generator_grid(b, variance, model.config["modes"])
-        inner = band(modes, model.length, model.dimensions)
+        inner = band(b.proportional(modes), model.length, model.dimensions)
         per_mode, state_modes = (
             inner.resized(b.spread(part / b.group_size)) for part in (variance, state / num)
         )

@@ -157,7 +157,7 @@ class TermRegression:
         if self.is_vector:
             return self._vector_terms(frames_hat, names, moved)
         features = self._features.spectra(frames_hat[:, 0])
-        size = self.band.grid.size
+        size = self.band.grid.sizes
         needed = sorted({f for name in names if "*" in name for f in name.split("*")})
         fields = {
             name: self.band.to_physical(features[:, self.features.index(name)], size)

@@ -19,6 +19,7 @@ from hpc_closure.closure.fields.modes import Band
 from hpc_closure.closure.gaussian.memory import Tags
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.modes.grid import resize
+from hpc_closure.spectral.modes.resolution import per_side
 
 __all__ = [
     "NO_CENTRE",
@@ -245,7 +246,8 @@ def generator_grid(band: Band, variance: Tensor, network_modes: int) -> tuple[in
     """Choose modes and grid of the residual; returns them and the variance beyond.
 
     The grid holds all but 1e-7 of the residual's variance with at most 32 points per side, or else
-    all but 1e-4, within the band. Channels count by their share of their variance.
+    all but 1e-4, within the band. Channels count by their share of their variance. Of unequal
+    sides the numbers are those of the side of fewest modes (:meth:`Band.proportional`).
 
     Args:
         band: band of the model.
@@ -259,13 +261,14 @@ def generator_grid(band: Band, variance: Tensor, network_modes: int) -> tuple[in
     total = float(variance.sum())
 
     def tail(modes: int) -> float:
-        kept = resize(per_mode, modes, band.grid.dimensions)
+        kept = resize(per_mode, per_side(band.proportional(modes), band.grid.dimensions))
         return max(total - float(kept.sum()), 0.0)
 
-    options = list(range(min(4, band.modes), band.modes + 1))
+    most = min(band.mode_counts)
+    options = list(range(min(4, most), most + 1))
     small = [m for m in options if m <= 15 and tail(m) <= 1e-7 * total]
     loose = [m for m in options if tail(m) <= 1e-4 * total]
-    modes = (small or loose or [band.modes])[0]
+    modes = (small or loose or [most])[0]
     need = max(2 * modes + 2, 2 * network_modes)
     size = next((s for s in SIZES if s >= need), need + need % 2)
     return modes, size, tail(modes)

@@ -174,7 +174,7 @@ class Features:
         if self.velocity:
             each = [self.nonlinear(state_hat, one) for one in closures_hat.unbind(1)]
             return torch.stack(each, dim=1)
-        size, real = self.band.grid.size, state_hat.real.dtype
+        size, real = self.band.grid.sizes, state_hat.real.dtype
         kx, ky = (self.band.on(name, state_hat.device, real) for name in AXES)
         flows = self.band.to_physical(self.velocities(state_hat), size).unflatten(1, (-1, 2))
         means = self.equation.mean_velocities
@@ -200,10 +200,10 @@ def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
     kx, ky = band.on("kx", w_hat.device, real), band.on("ky", w_hat.device, real)
     i_f = torch.complex(-fields_hat.imag, fields_hat.real)
     if band.grid.dimensions == 1:
-        both = band.to_physical(torch.cat([w_hat[:, None], i_f * ky], dim=1), band.grid.size)
+        both = band.to_physical(torch.cat([w_hat[:, None], i_f * ky], dim=1), band.grid.sizes)
         return band.to_spectral(-both[:, :1] * both[:, 1:])
     flow = feature_spectra(w_hat, band)[:, :2]
-    fields = band.to_physical(torch.cat([flow, i_f * kx, i_f * ky], dim=1), band.grid.size)
+    fields = band.to_physical(torch.cat([flow, i_f * kx, i_f * ky], dim=1), band.grid.sizes)
     u, v = fields[:, :1], fields[:, 1:2]
     slope_x, slope_y = fields[:, 2:].split(count, dim=1)
     return band.to_spectral(-(u * slope_x + v * slope_y))
@@ -211,7 +211,7 @@ def carried(w_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
 
 def gradient(w_hat: Tensor, band: Band) -> Tensor:
     """Compute the gradient (..., 2, n, n) of f on the alias-free grid from spectra of f."""
-    return band.to_physical(feature_spectra(w_hat, band)[..., 3:, :, :], band.grid.size)
+    return band.to_physical(feature_spectra(w_hat, band)[..., 3:, :, :], band.grid.sizes)
 
 
 def divergence(flux: Tensor, band: Band) -> Tensor:
@@ -231,7 +231,7 @@ def physics_estimate(w_hat: Tensor, band: Band, kind: str, viscosity: float) -> 
     if kind == "diffusion":
         return w_hat * (-0.5 * viscosity * band.on("k2", w_hat.device, w_hat.real.dtype))
     if kind == "convection":
-        size = band.grid.size
+        size = band.grid.sizes
         u, v, _, w_x, w_y = band.to_physical(feature_spectra(w_hat, band), size).unbind(-3)
         return band.to_spectral(-(u * w_x + v * w_y))
     if kind != "subgrid":

@@ -14,7 +14,7 @@ of modes (:mod:`~hpc_closure.spectral.modes.grid`) and the same order of random 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -31,6 +31,7 @@ from hpc_closure.spectral.modes.grid import (
     to_spectra,
 )
 from hpc_closure.spectral.modes.half_plane import ModeDraws, wavevectors_within
+from hpc_closure.spectral.modes.resolution import alike, per_side
 
 __all__ = ["LARGEST", "Band", "band", "largest_count"]
 
@@ -49,20 +50,33 @@ class Band:
     """The modes ``|kx|, |ky| <= K`` of a periodic square of side ``length``.
 
     On a line spectra are (..., K + 1) and fields (..., n); of three sides they are
-    (..., 2K + 1, 2K + 1, K + 1) and (..., n, n, n). Shapes below are those of a square.
+    (..., 2K + 1, 2K + 1, K + 1) and (..., n, n, n). Shapes below are those of a square. The sides
+    of a box may differ in length and modes: ``length`` and ``modes`` are then tuples with one
+    number per side, and so is every number of points below.
 
     Attributes:
+        modes, length: of each side; a number if all sides have the same.
+        mode_counts: modes of every side.
         grid: grid without aliasing of products of two fields.
         shape: shape of a spectrum.
         axes: the last axes, of the modes of a spectrum and of the points of a field.
     """
 
-    def __init__(self, modes: int, length: float = 1.0, dimensions: int = 2):
-        if modes < 1:
+    modes: Any
+    length: Any
+
+    def __init__(
+        self,
+        modes: int | Sequence[int],
+        length: float | Sequence[float] = 1.0,
+        dimensions: int = 2,
+    ):
+        self.mode_counts: tuple[int, ...] = per_side(modes, dimensions, "modes")
+        if min(self.mode_counts) < 1:
             raise ValueError(f"modes={modes}, expected at least 1")
-        self.modes, self.length = modes, length
-        size = 2 * ((3 * modes + 2) // 2)
-        self.grid = Grid(size, length, dimensions)
+        self.modes, self.length = alike(modes), alike(length)
+        size = [2 * ((3 * count + 2) // 2) for count in self.mode_counts]
+        self.grid = Grid(size, per_side(length, dimensions, "length"), dimensions)
         self.shape, self.axes = self.grid.shape, self.grid.axes
         self._cache: dict = {}
         self._layouts: dict = {}
@@ -98,10 +112,13 @@ class Band:
     @cached_property
     def half_plane(self) -> ModeDraws:
         """Wavevectors of the half plane sorted by |k|, the order of white-noise draws."""
-        vectors = wavevectors_within(self.modes, dimensions=max(2, self.grid.dimensions))
+        most = max(self.mode_counts)
+        vectors = wavevectors_within(most, dimensions=max(2, self.grid.dimensions))
         if self.grid.dimensions == 1:
             vectors = vectors[vectors[:, 0] == 0]
-        return ModeDraws(vectors, self.modes)
+            return ModeDraws(vectors, most)
+        vectors = vectors[(abs(vectors) <= self.mode_counts).all(1)]
+        return ModeDraws(vectors, self.mode_counts)
 
     def on(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return attribute ``name`` of the band or its grid as a cached tensor on ``device``."""
@@ -118,14 +135,28 @@ class Band:
     def to_spectral(self, field: Tensor) -> Tensor:
         """Transform fields (..., n, n) to retained spectra; n must be at least 2K + 1."""
         self.check_grid(*field.shape[-len(self.shape) :])
-        return to_spectra(field, self.modes, self.grid.dimensions)
+        return to_spectra(field, self.mode_counts)
 
-    def points(self, size: int) -> tuple[int, ...]:
+    def points(self, size: int | Sequence[int]) -> tuple[int, ...]:
         """Return the shape of a field of ``size`` points per side, (n, n)."""
-        return (size,) * self.grid.dimensions
+        return per_side(size, self.grid.dimensions, "points")
+
+    def proportional(self, number: int, step: int = 1) -> Any:
+        """Return modes or points per side, ``number`` of them on the side of fewest modes.
+
+        Others have more, in proportion to the modes of the band, rounded up to multiples of
+        ``step``. A number if all sides have the same.
+        """
+        unit = min(self.mode_counts) * step
+        return alike([-(-number * count // unit) * step for count in self.mode_counts])
 
     def check_grid(self, *points: int) -> None:
-        """Raise ValueError unless a field (n, n) has equal sides and is fine enough."""
+        """Raise ValueError unless a field (n, n) has the sides of this band and is fine enough.
+
+        Sides of equal modes and lengths need equally many points.
+        """
+        if not isinstance(self.modes, int) or not isinstance(self.length, (int, float)):
+            return self._check_points(points)
         least, size = 2 * self.modes + 2, points[-1]
         if points == self.points(size) and size >= least - 1:
             return
@@ -138,9 +169,19 @@ class Band:
             f"field is {'x'.join(map(str, points))}; a band of {self.modes} modes {needs}"
         )
 
+    def _check_points(self, points: tuple[int, ...]) -> None:
+        """Raise ValueError unless a field of unequal sides is fine enough."""
+        if all(size >= 2 * count + 1 for size, count in zip(points, self.mode_counts)):
+            return
+        written = [" x ".join(map(str, each)) for each in (points, self.mode_counts)]
+        least = " x ".join(str(2 * count + 2) for count in self.mode_counts)
+        raise ValueError(
+            f"field is {written[0]}; a band of {written[1]} modes needs at least {least} points"
+        )
+
     def resized(self, w_hat: Tensor) -> Tensor:
         """Cut or zero-pad spectra of any number of modes to this band."""
-        return resize(w_hat, self.modes, self.grid.dimensions)
+        return resize(w_hat, self.mode_counts)
 
     def hermitian(self, w_hat: Tensor) -> Tensor:
         """Return a copy of spectra whose modes of last wavenumber 0 are those of a real field."""
@@ -153,6 +194,8 @@ class Band:
     @property
     def white_rms(self) -> float:
         """Rms of a field whose modes all have unit variance, the root of their number."""
+        if isinstance(self.modes, tuple):
+            return math.sqrt(math.prod(2 * count + 1 for count in self.mode_counts))
         return float(2 * self.modes + 1) ** (self.grid.dimensions / 2)
 
     @cached_property
@@ -171,12 +214,13 @@ class Band:
         plane.copy_(order >= 0)
         return out
 
-    def share_beyond(self, w_hat: Tensor, size: int | None = None) -> Tensor:
+    def share_beyond(self, w_hat: Tensor, size: Any = None) -> Tensor:
         """Compute the share (...) of the variance of states outside this band.
 
         Args:
             w_hat: retained spectra (..., 2K + 1, K + 1), or full spectra from ``rfft2``.
-            size: points per side of the fields of full spectra, even; None for retained spectra.
+            size: points of the last side of the fields of full spectra, even; None for retained
+                spectra.
         """
         power = torch.view_as_real(w_hat).double().square().sum(-1)
         # a column with ky > 0 stands for ky and -ky, except the last column of a full spectrum
@@ -184,9 +228,9 @@ class Band:
         if size is not None:
             power[..., size // 2] *= 0.5
         power.flatten(self.axes[0])[..., 0] = 0.0  # the mean
-        modes = self.modes
-        beyond, inside = power[..., modes + 1 :].sum(self.axes), power[..., : modes + 1]
-        for axis in self.axes[-2::-1]:
+        *others, last = self.mode_counts
+        beyond, inside = power[..., last + 1 :].sum(self.axes), power[..., : last + 1]
+        for axis, modes in zip(self.axes[-2::-1], others[::-1]):
             middle = inside.shape[axis] - 2 * modes - 1
             if middle > 0:
                 beyond = beyond + inside.narrow(axis, modes + 1, middle).sum(self.axes)
@@ -194,7 +238,7 @@ class Band:
                 inside = torch.cat(ends, axis)
         return beyond / power.sum(self.axes).clamp(min=torch.finfo(power.dtype).tiny)
 
-    def to_physical(self, w_hat: Tensor, size: int) -> Tensor:
+    def to_physical(self, w_hat: Tensor, size: int | Sequence[int]) -> Tensor:
         """Transform retained spectra to fields (..., n, n); drops modes that n cannot resolve."""
         return to_fields(w_hat, size, self.grid.dimensions)
 
@@ -283,14 +327,19 @@ class Band:
         """Expand group values (..., groups) to every mode, (..., 2K + 1, K + 1)."""
         return by_group[..., self.on("groups", by_group.device, torch.int64)]
 
+    @property
+    def _fuller(self) -> "Band":
+        """The band with at least the wavenumbers up to 2 of each side."""
+        counts = [max(LOW, count) for count in self.mode_counts]
+        return band(alike(counts), self.length, self.grid.dimensions)
+
     def largest(self, w_hat: Tensor) -> Tensor:
         """Extract the modes |kx|, |ky| <= 2 as real numbers, (..., 25).
 
         There are 5 of a line and 125 of a cube (:func:`largest_count`).
         """
-        if self.modes < LOW:
-            fuller = band(LOW, self.length, self.grid.dimensions)
-            return fuller.largest(fuller.resized(w_hat))
+        if min(self.mode_counts) < LOW:
+            return self._fuller.largest(self._fuller.resized(w_hat))
         pairs = torch.view_as_real(w_hat.resolve_conj()).flatten(-1 - len(self.shape))
         return pairs.index_select(-1, self.on("largest_places", w_hat.device, torch.int64))
 
@@ -301,13 +350,14 @@ class Band:
         Of those of last wavenumber 0, one of each pair k and -k, the mean first, and their mirror
         images without that of the mean; of all others.
         """
-        size = 2 * self.modes + 1
+        *others, last = self.shape
         k = [torch.tensor([0, 1, 2, -2, -1])] * (self.grid.dimensions - 1)
         half = torch.cartesian_prod(*k).view(-1, len(k)) if k else torch.zeros(1, 0).long()
-        strides = torch.tensor([size ** (len(k) - 1 - axis) for axis in range(len(k))]).long()
+        sides = torch.tensor(others).long()
+        strides = torch.tensor([math.prod(others[axis + 1 :]) for axis in range(len(k))]).long()
 
         def places(wavevectors: Tensor) -> Tensor:
-            return (self.modes + 1) * (wavevectors % size * strides).sum(1)
+            return last * (wavevectors % sides * strides).sum(1)
 
         # the first wavenumber that is not zero is positive
         sign = (half.sign() * 3 ** torch.arange(len(k)).flip(0)).sum(1)
@@ -337,9 +387,8 @@ class Band:
         """Invert :meth:`largest`: put (..., 25) numbers into spectra that are zero elsewhere."""
         if numbers.dtype == torch.bfloat16:  # torch has no complex bfloat16
             numbers = numbers.float()
-        if self.modes < LOW:
-            fuller = band(LOW, self.length, self.grid.dimensions)
-            return self.resized(fuller.place_largest(numbers))
+        if min(self.mode_counts) < LOW:
+            return self.resized(self._fuller.place_largest(numbers))
         known = nn.functional.pad(numbers, (0, 1)).index_select(
             -1, self.on("largest_sources", numbers.device, torch.int64)
         )
@@ -380,6 +429,10 @@ def _conjugate_pairs(values: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def band(modes: int, length: float = 1.0, dimensions: int = 2) -> Band:
-    """Return the cached band of ``modes`` modes."""
+def _band(modes: Any, length: Any, dimensions: int) -> Band:
     return Band(modes, length, dimensions)
+
+
+def band(modes: Any, length: Any = 1.0, dimensions: int = 2) -> Band:
+    """Return the cached band of ``modes`` modes; both may be tuples with a number per side."""
+    return _band(alike(modes), alike(length), dimensions)

@@ -56,7 +56,7 @@ def carried_by(u_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
         fields_hat: (B, F, *modes) fields f.
         band: band of both.
     """
-    size, axis = band.grid.size, band.axes[0] - 1
+    size, axis = band.grid.sizes, band.axes[0] - 1
     u = band.to_physical(u_hat, size)[:, None]
     slopes = band.to_physical(gradients(fields_hat, band), size)
     return band.to_spectral(-(u * slopes).sum(axis))
@@ -65,7 +65,7 @@ def carried_by(u_hat: Tensor, fields_hat: Tensor, band: Band) -> Tensor:
 def _gradient_parts(u_hat: Tensor, band: Band) -> tuple[Tensor, Tensor]:
     """Compute fields of strain and rotation, each (..., d, d, *points), on the alias-free grid."""
     axis = band.axes[0] - 1
-    slopes = band.to_physical(gradients(u_hat, band), band.grid.size)
+    slopes = band.to_physical(gradients(u_hat, band), band.grid.sizes)
     turned = slopes.transpose(axis, axis - 1)
     return 0.5 * (slopes + turned), 0.5 * (slopes - turned)
 

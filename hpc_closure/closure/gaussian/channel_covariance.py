@@ -292,11 +292,14 @@ class ChannelCovariance:
     def _rotations(self) -> list[Tensor]:
         """List the matrices (C, C) by which rotations of the box change the mean of the channels.
 
-        They are 4 of a square and 24 of a cube; a vector turns, other channels are unchanged.
+        They are 4 of a square and 24 of a cube, of a box of unequal sides 2 and 4; a vector turns,
+        other channels are unchanged.
         """
-        sides = self.band.grid.dimensions
+        sides, lengths = self.band.grid.dimensions, self.band.grid.lengths
         out = []
         for axes in itertools.permutations(range(sides)):
+            if tuple(lengths[axis] for axis in axes) != lengths:
+                continue
             for signs in itertools.product((1.0, -1.0), repeat=sides):
                 small = (
                     torch.diag(torch.tensor(signs).double()) @ torch.eye(sides).double()[[*axes]]

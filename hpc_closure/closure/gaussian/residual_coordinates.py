@@ -1,6 +1,7 @@
 r"""Coordinates of the residual q, :math:`U = m + D\,q`, with a band and a grid for q."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class ResidualCoordinates:
     Attributes:
         band: band of the model.
         kept: band of the residual.
-        size: points per side of the generator's grid, g.
+        size: points per side of the generator's grid, g; a tuple if sides have different numbers.
         first: law of the residual of the regression.
         law: law of q; equal to ``first`` until it is estimated.
         plain: law of the residual for D = 1.
@@ -71,7 +72,7 @@ class ResidualCoordinates:
 
     band: Band
     kept: Band
-    size: int
+    size: Any
     first: StationaryGaussian
     law: StationaryGaussian
     plain: StationaryGaussian
@@ -120,7 +121,8 @@ class ResidualCoordinates:
             return self.band.resized(q_hat)
         field = self.field(q_hat)
         field = field * for_members(torch.exp(log_amplitude), len(field)).to(field)
-        modes = min(self.size // 2 - 1, self.band.modes)
+        pairs = zip(self._full.mode_counts, self.band.mode_counts)
+        modes = tuple(min(pair) for pair in pairs)
         grid_band = band(modes, self.band.length, self.band.grid.dimensions)
         return self.band.resized(grid_band.to_spectral(field))
 
@@ -129,8 +131,13 @@ class ResidualCoordinates:
 
         Of fields (B, C, g, g) it returns (B, C, S).
         """
-        full = band(self.size // 2 - 1, self.band.length, self.band.grid.dimensions)
-        return full.values(full.to_spectral(field), positions)
+        return self._full.values(self._full.to_spectral(field), positions)
+
+    @property
+    def _full(self) -> Band:
+        """Return the band of all modes of fields on the generator's grid."""
+        modes = tuple(points // 2 - 1 for points in self.points)
+        return band(modes, self.band.length, self.band.grid.dimensions)
 
     def each_mode(self, shells: Tensor, like: Tensor) -> Tensor:
         """Expand values (shells,) to every mode of the residual band, on ``like``'s device."""

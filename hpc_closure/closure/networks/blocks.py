@@ -175,7 +175,7 @@ class Chain:
         block = self.blocks[0]
         assert isinstance(block, FourierBlock)
         size = x.shape[-1]
-        if x.ndim != 4:  # compiled for squares only
+        if x.ndim != 4 or x.shape[-2] != size:  # compiled for squares only
             return False
         few = size <= compiled.LARGEST_SIDE and block.spectral.by_matrices(size)
         return few and self._packed.whole() and _compiled_and_right(x)

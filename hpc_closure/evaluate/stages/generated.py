@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hpc_closure.evaluate.context import Inputs
 from hpc_closure.evaluate.methods import Method, Methods, Moments
-from hpc_closure.evaluate.rows import Absent
+from hpc_closure.evaluate.rows import Absent, points_in_words
 from hpc_closure.evaluate.scores import cost
 from hpc_closure.evaluate.scores.forecast import Forecast, Truth
 from hpc_closure.evaluate.scores.generated.budget import Budget, Origin
@@ -58,7 +58,8 @@ def score_run(inputs: Inputs) -> dict[Key, Scored]:
             methods = Methods(inputs, snapshots, layout, pool)
             sensors = methods.sensors_in_words
             log.get().info(
-                f"scoring {len(snapshots.states)} snapshots at {grid}^{inputs.dimensions}, "
+                f"scoring {len(snapshots.states)} snapshots at "
+                f"{points_in_words(grid, inputs.dimensions)}, "
                 f"sensors: {sensors}"
             )
             labels = Labels(

@@ -17,8 +17,9 @@ _COMPARED: set[tuple] = set()  # sizes that passed compare_once
 
 
 def compiled_layers(transform: Transform, *factors: Tensor) -> CompiledLayers | None:
-    """Return the compiled term of two layers; None if the grid size has no ``radices``."""
-    if not radices(transform.grid.size):
+    """Return the compiled term of two layers; None for unequal sides and without ``radices``."""
+    sizes = set(transform.grid.sizes)
+    if len(sizes) > 1 or not radices(*sizes):
         return None
     return CompiledLayers(transform, *factors)
 

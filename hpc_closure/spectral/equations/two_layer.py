@@ -1,4 +1,4 @@
-r"""Two-layer quasi-geostrophic flow on a periodic square, with a mean shear.
+r"""Two-layer quasi-geostrophic flow in a periodic box, with a mean shear.
 
 .. math::
    \partial_t q_i + J(\psi_i, q_i) + U_i\,\partial_x q_i + Q_{i,y}\,\partial_x\psi_i
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 class TwoLayerQG(Equation):
-    """Two-layer quasi-geostrophic flow on a square; channel 0 is the upper layer."""
+    """Two-layer quasi-geostrophic flow; channel 0 is the upper layer."""
 
     dimensions: ClassVar[int] = 2
+    unequal_sides: ClassVar[bool] = True
     channels: ClassVar[tuple[Channel, ...]] = (
         Channel("q_upper", "1/time", "pseudo-scalar"),
         Channel("q_lower", "1/time", "pseudo-scalar"),
@@ -88,7 +89,7 @@ class TwoLayerQG(Equation):
         f1, f2 = self.stretching
         determinant = grid.k2 * (grid.k2 + f1 + f2)
         inverse = determinant.new_zeros(grid.shape)
-        inverse[grid.integer_k2 > 0] = 1 / determinant[grid.integer_k2 > 0]
+        inverse[grid.k2 > 0] = 1 / determinant[grid.k2 > 0]
         one = inverse.new_ones(grid.shape)
         upper = torch.stack([(grid.k2 + f2) * inverse, f1 * one * inverse])
         lower = torch.stack([f2 * one * inverse, (grid.k2 + f1) * inverse])

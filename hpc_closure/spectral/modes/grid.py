@@ -328,7 +328,7 @@ def resize(w_hat: Tensor, modes: int | Sequence[int], dimensions: int = 2) -> Te
         ValueError: ``w_hat`` has another shape.
     """
     sides = _each(modes, dimensions)
-    old = _mode_counts(w_hat, len(sides))
+    old = mode_counts(w_hat, len(sides))
     if not isinstance(modes, Sequence) and len(set(old)) > 1:
         raise ValueError(
             f"a retained spectrum has (2K + 1, K + 1) modes, got {tuple(w_hat.shape[-2:])}"
@@ -361,7 +361,7 @@ def to_fields(w_hat: Tensor, size: int | Sequence[int], dimensions: int = 2) -> 
         ``(..., n, n)``, on a line ``(..., n)``.
     """
     sizes = _each(size, dimensions)
-    old = _mode_counts(w_hat, len(sizes))
+    old = mode_counts(w_hat, len(sizes))
     cut = tuple(min(K, (n - 1) // 2) for K, n in zip(old, sizes))
     if cut != old:
         w_hat = resize(w_hat, cut if len(sizes) > 1 else cut[0], len(sizes))
@@ -427,7 +427,7 @@ def _each(number: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
     return tuple(number) if isinstance(number, Sequence) else (number,) * dimensions
 
 
-def _mode_counts(w_hat: Tensor, dimensions: int) -> tuple[int, ...]:
+def mode_counts(w_hat: Tensor, dimensions: int) -> tuple[int, ...]:
     """Return the retained modes per side of a spectrum, from its shape.
 
     Raises:

@@ -4,10 +4,23 @@ This module imports no torch, because experiments are read without it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 
-def retained_modes(size: int) -> int:
-    """Return the largest ``K`` with ``size >= 3 K + 1``."""
+def alike(values: Any) -> Any:
+    """Return the number that all sides share, or else a tuple with one per side.
+
+    ``values`` are a number, which is returned unchanged, or numbers per side.
+    """
+    if not isinstance(values, Sequence):
+        return values
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def retained_modes(size: Any) -> Any:
+    """Return the largest ``K`` with ``size >= 3 K + 1``; of points per side, one per side."""
+    if isinstance(size, Sequence):
+        return alike([retained_modes(points) for points in size])
     return (size - 1) // 3
 
 
@@ -16,8 +29,13 @@ def points_for(modes: int) -> int:
     return 2 * -(-(3 * modes + 1) // 2)
 
 
-def smallest_grid(trained: int) -> int:
-    """Return the points per side that carry the modes of a model trained on ``trained`` points."""
+def smallest_grid(trained: Any) -> Any:
+    """Return the points per side that carry the modes of a model trained on ``trained`` points.
+
+    Of points per side, return one number per side.
+    """
+    if isinstance(trained, Sequence):
+        return alike([smallest_grid(points) for points in trained])
     return 2 * retained_modes(trained) + 2
 
 

@@ -19,12 +19,14 @@ not discriminate between dependences in many dimensions).
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpc_closure.closure.fields.losses import check_ensemble, crps, energy_score
 from hpc_closure.evaluate.scores.record import Score
+from hpc_closure.spectral.modes.resolution import alike, per_side
 
 SIDE = 4
 QUANTILE = 0.99  # of patch maxima; above it is the event
@@ -133,12 +135,18 @@ def side_of(*points: int) -> int | None:
     return next((side for side in sides if not any(size % side for size in points)), None)
 
 
-def left_out(size: int, dimensions: int = 2) -> str:
-    """Return why fields of ``size`` points a side have no scores of patches; "" if they have."""
-    if side_of(size) is not None:
+def left_out(size: Any, dimensions: int = 2) -> str:
+    """Return why fields of ``size`` points a side have no scores of patches; "" if they have.
+
+    ``size`` is a tuple if sides have different numbers.
+    """
+    points = per_side(size, dimensions)
+    if side_of(*points) is not None:
         return ""
     grid = f"{size}^{dimensions}" if dimensions > 1 else f"{size} points"
-    return f"patches are not scored on {grid}: no side from 2 to {SIDE} divides {size}"
+    grid = grid if alike(points) == points[0] else " x ".join(map(str, points))
+    numbers = " and ".join(map(str, dict.fromkeys(points)))
+    return f"patches are not scored on {grid}: no side from 2 to {SIDE} divides {numbers}"
 
 
 def cut(fields: Tensor, side: int = SIDE, dimensions: int = 2) -> Tensor:
