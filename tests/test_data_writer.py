@@ -87,6 +87,20 @@ def test_a_file_of_the_same_layout_is_continued(path, changes, continued):
     writer.close()
 
 
+@pytest.mark.parametrize("changes", [{"recipe": "b"}, {"cases": [7]}, {"dt": 0.2}, {"seed": 1}])
+def test_a_file_of_other_settings_is_made_anew(path, changes):
+    """Its attributes would be those of the settings that were given up."""
+    attributes = {"dataset_name": "x", "recipe": "a", "cases": [3], "dt": 0.1, "seed": None}
+    BlockWriter(path, LAYOUT, attributes).close()
+    writer = BlockWriter(path, LAYOUT, attributes | {"dataset_name": "renamed"})
+    assert writer.continued
+    writer.close()
+    writer = BlockWriter(path, LAYOUT, attributes | changes)
+    assert not writer.continued
+    assert all(np.array_equal(writer.file.attrs[key], value) for key, value in changes.items())
+    writer.close()
+
+
 def test_a_longer_block_goes_on_from_a_shorter_one(path, tmp_path):
     writer = BlockWriter(path, LAYOUT, {})
     write_all(writer)

@@ -27,8 +27,8 @@ class BlockWriter:
     """Writes a block file.
 
     Args:
-        path: the unfinished file. An existing file of the same layout is continued, another one is
-            made anew.
+        path: the unfinished file. An existing file of the same layout and attributes is continued,
+            another one is made anew: that of other settings would keep their attributes.
         layout: members, times and data sets.
         attributes: plain values for the root (strings, numbers, lists of them).
 
@@ -39,18 +39,23 @@ class BlockWriter:
     def __init__(self, path: Path, layout: Layout, attributes: dict):
         self.path, self.layout = Path(path), layout
         self._closing = contextlib.ExitStack()
-        file = self._continue()
+        file = self._continue(attributes)
         self.continued = file is not None
         self.file = file or self._make(attributes)
 
-    def _continue(self) -> h5py.File | None:
+    def _continue(self, attributes: dict) -> h5py.File | None:
         if not self.path.exists():
             return None
         try:
             file = self._enter(open_hdf5(self.path, "r+"))
         except ValueError:  # its writer was killed while it made the file
             return None
-        if self.layout.matches(file):
+        same = all(
+            np.array_equal(file.attrs.get(key), value)
+            for key, value in attributes.items()
+            if value is not None and key != "dataset_name"
+        )
+        if same and self.layout.matches(file):
             return file
         self._closing.close()
         return None
