@@ -207,6 +207,16 @@ def test_a_lost_claim_is_left_to_its_new_owner(tmp_path):
     assert json.loads(claim.path.read_text())["mark"] == "theirs"
 
 
+def test_a_claim_is_read_again_after_a_silence(tmp_path, monkeypatch):
+    """Nobody takes over what was touched just now; a process that was suspended looks."""
+    claim = claims.take(path_of(tmp_path), stale_after=100.0)
+    foreign(claim.path)
+    claim.confirm()
+    claim._touched -= 6.0
+    with pytest.raises(claims.Lost):
+        claim.confirm()
+
+
 def test_a_claim_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "full")

@@ -237,11 +237,22 @@ class Claim:
             )
         self._read = time.monotonic()
 
+    def confirm(self) -> None:
+        """Check the claim, unless its last touch is too recent for a takeover.
+
+        Others take a claim over after a silence of ``stale_after``. Who touched it within a
+        twentieth of that saves the request to the server; a process that was suspended reads it.
+
+        Raises:
+            Lost: another process took the unit over.
+        """
+        if time.monotonic() - min(self._read, self._touched) >= self.stale_after / 20:
+            self.check()
+
     def release(self) -> None:
-        """Release the unit; the claim is read first, unless it was read just now."""
+        """Release the unit, unless it is another process's now."""
         try:
-            if time.monotonic() - min(self._read, self._touched) >= self.stale_after / 20:
-                self.check()
+            self.confirm()
         except Lost:
             return
         self.path.unlink(missing_ok=True)
@@ -256,7 +267,7 @@ class _NoClaim(Claim):
     def refresh(self) -> None:
         pass
 
-    check = release = refresh
+    check = confirm = release = refresh
 
 
 NO_CLAIM = _NoClaim()

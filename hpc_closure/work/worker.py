@@ -144,7 +144,8 @@ class Worker:
         self.causes: list[str] = []  # causes of failure of the units tried so far
         index, count = place
         damaged: dict[Path, str] = {}
-        sound = {product.members for product in ledger.products(damaged) if ledger.sound(product)}
+        products = ledger.products_of_plan(damaged)
+        sound = {product.members for product in products if ledger.sound(product)}
         if index == 0:
             for message in damaged.values():
                 log.get().warning(f"not used: {message}")
@@ -313,6 +314,7 @@ class Worker:
     def record_result(self, unit: Unit, error: BaseException | None) -> None:
         """Book how an attempt ended, and release the claim after the last unit of its lease."""
         stage = self.ledger.stage
+        error = self._lost_or(error)
         self._count_causes(error)
         if isinstance(error, Hopeless):
             log.get().warning(f"{stage} {unit}: {error}")
@@ -335,6 +337,21 @@ class Worker:
         if not self.held:
             assert self.claim is not None
             self.claim.release()
+
+    def _lost_or(self, error: BaseException | None) -> BaseException | None:
+        """Return that the claim is lost, if it is: who has it now may have caused the error.
+
+        It moves and removes files of the unit, and decides what becomes of it.
+        """
+        expected = (Stopped, Hopeless, atomic.DiskError, claims.Lost)
+        if error is not None and not isinstance(error, expected):
+            assert self.claim is not None
+            try:
+                self.claim.check()
+            except claims.Lost as lost:
+                lost.__cause__ = error
+                return lost
+        return error
 
     def _count_causes(self, error: BaseException | None) -> None:
         """Give up if the first units all failed for one cause."""
