@@ -435,8 +435,8 @@ def claims(
     """Measure the bookkeeping of units: units per second, and calls to the file system per unit.
 
     Calls are counted where strace is installed. With `--seconds`, `share` is the part of the
-    workers' time that is spent in units; the rest is `start_s`, `between_ms` times units per worker
-    and `end_s`, the wait for the last worker.
+    workers' time that is spent in units; the rest is `start_s`, `between_ms` times units per
+    worker, and `end_s`, the wait for the last worker.
     """
     from hpc_closure.bench import claims as bench
 

@@ -106,7 +106,8 @@ class Pictures:
         self.figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasAgg(self.figure)
         # each row is laid out by itself: colour bars of one row do not move pictures of the other
-        upper, lower = self.figure.subfigures(2, 1, height_ratios=(1, 1.2))
+        halves = self.figure.subfigures(2, 1, height_ratios=(1, 1.2), squeeze=False)
+        upper, lower = halves[:, 0]
         shown = range(min(SHOWN, len(film.members)))
         titles = ["truth (DNS)", *(f"member {number}" for number in shown)]
         quantity = f"{film.quantity} [{unit}]" if unit else film.quantity
