@@ -162,6 +162,7 @@ def simulated(folder: Path, workers: int, num_units: int, seconds: float) -> dic
         length = seconds * chance.uniform(0.8, 1.2)
         busy += length
         heapq.heappush(clock, (now + spent + length, index))
+    del os.environ[launch.WORKER]
     mean = {"cpu": cpu, "start": start, "between": between, "busy": busy, "last": last}
     mean = {name: total / workers for name, total in mean.items()}
     return {**mean, "took": ended, "end": ended - mean.pop("last")}
