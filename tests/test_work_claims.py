@@ -101,6 +101,18 @@ def test_an_earlier_start_of_the_same_job_is_stale_at_once(tmp_path, monkeypatch
     assert claims.take(path) is not None
 
 
+def test_the_first_worker_waits_for_living_processes_of_its_job_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    foreign(path_of(tmp_path), job="7", restarts=0)  # killed before the job was requeued
+    began = time.monotonic()
+    claims.wait_for_job(tmp_path, 20.0)
+    assert time.monotonic() - began < 5
+    foreign(path_of(tmp_path), job="7", restarts=1)
+    claims.wait_for_job(tmp_path, 0.6)
+    assert time.monotonic() - began > 0.6
+
+
 def test_a_torn_claim_ages_like_any_other(tmp_path):
     path = path_of(tmp_path)
     path.write_text('{"pid": 1')

@@ -160,6 +160,22 @@ def test_a_wrong_place_is_refused(text):
         launch.worker({"HPC_CLOSURE_WORKER": text})
 
 
+def test_a_unit_that_fails_is_not_tried_by_every_other_worker(run):
+    """The workers of a job retry what failed before it, and nothing that fails in it."""
+    units = plan(2, 1)
+    ledger_of(run).fail(units[1], RuntimeError("before"))
+    first, second = (Worker(ledger_of(run), units, (index, 2), True, "none") for index in range(2))
+    for unit in units:
+        worker = first if unit.index == 0 else second
+        assert worker.next(Stop()) == unit
+        worker.record_result(unit, RuntimeError("now"))
+    assert first.next(Stop()) is None and second.next(Stop()) is None
+    names = [unit.name for unit in units]
+    assert first.outcome.failed == names and sorted(second.outcome.failed) == names
+    again = Worker(ledger_of(run), units, (0, 1), True, "none")
+    assert again.next(Stop()) == units[0]
+
+
 def test_a_single_unit_is_claimed_by_its_own_name(run):
     worker = worker_of(run, [Unit(0, (4, 5))])
     assert worker.next(Stop()).name == "000004-000005"

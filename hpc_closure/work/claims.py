@@ -183,13 +183,16 @@ def overlapping(path: Path, names: Iterable[str], stale_after: float = STALE_AFT
 
 
 def wait_for_job(folder: Path, patience: float) -> None:
-    """Wait until no other process of this batch job has a claim, at most ``patience`` seconds."""
+    """Wait until no other process of this batch job has a claim, at most ``patience`` seconds.
+
+    A claim of a process that is known to be dead, of an earlier start of the job say, will stay.
+    """
     job, end = provenance.job().get("job"), time.monotonic() + patience
 
     def held() -> bool:
         names = [entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name)]
         records = [read(folder / name) for name in names]
-        return any(record and record.get("job") == job for record in records)
+        return any(record and record.get("job") == job and not dead(record) for record in records)
 
     while job is not None and time.monotonic() < end and held():
         time.sleep(0.5)

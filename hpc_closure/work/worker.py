@@ -13,7 +13,7 @@ listed, and units that another living claim contains are left to its owner.
 import collections
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -153,6 +153,7 @@ class Worker:
         self.names = {entry.name for entry in listing(self.folder)}
         parts = ledger.parts() if index == 0 and sound else set()
         self.pending: dict[Unit, None] = {}  # units to do, in order
+        self.failures: dict[Unit, int] = {}  # attempts at them that failed before this start
         for unit in units:
             if unit.members in sound:
                 self.outcome.skipped += 1
@@ -160,7 +161,7 @@ class Worker:
                     self._sweep(unit)
                 if index == 0 and unit.name in parts:
                     atomic.remove_parts(ledger.run.product(ledger.stage, unit))
-            elif not retry_failed and self._failed(unit):
+            elif (failures := self._failures(unit)) and not retry_failed:
                 self.outcome.failed.append(unit.name)
                 if index == 0:
                     log.get().warning(
@@ -168,6 +169,8 @@ class Worker:
                     )
             else:
                 self.pending[unit] = None
+                if failures:
+                    self.failures[unit] = failures
         leases = divide(units, count)
         #: leases that this worker tries first
         self.own = collections.deque(leases[index::count])
@@ -190,14 +193,24 @@ class Worker:
             atomic.remove(restart)
         claim.release()
 
-    def _failed(self, unit: Unit) -> bool:
+    def _failures(self, unit: Unit) -> int:
+        """Return how many attempts at a unit have failed so far, from its error file."""
         if f"{unit}.error" not in self.names:
-            return False
+            return 0
         try:
             record = atomic.read_json(self.ledger.run.error(self.ledger.stage, unit))
-            return isinstance(record, dict) and record.get("recipe") == self.ledger.recipe
-        except (ValueError, FileNotFoundError):
-            return False
+            is_ours = isinstance(record, dict) and record.get("recipe") == self.ledger.recipe
+            return max(1, int(record.get("attempt", 1))) if is_ours else 0
+        except (ValueError, TypeError, FileNotFoundError):
+            return 0
+
+    def _drop_failed(self, units: Iterable[Unit]) -> None:
+        """Drop units that failed elsewhere since this start; else every worker would try them."""
+        for unit in units:
+            if self._failures(unit) > self.failures.get(unit, 0):
+                del self.pending[unit]
+                self.outcome.failed.append(unit.name)
+                log.get().warning(f"{self.ledger.stage} {unit}: failed in another process")
 
     # -- the next unit ---------------------------------------------------------------------------
 
@@ -223,7 +236,8 @@ class Worker:
                 )
                 has_logged = True
             time.sleep(max(0.0, min(pause, stop.remaining)))
-            pause = min(10.0, 1.5 * pause)
+            # of a job one process waits, and all its cores wait for that one
+            pause = min(2.0 if self.wait == "job" else 10.0, 1.5 * pause)
         return None
 
     def _take_left(self) -> bool:
@@ -292,6 +306,7 @@ class Worker:
         self.names = {entry.name for entry in listing(self.folder)}
         taken = claims.overlapping(path, self.names, self.ledger.stale_after)
         unusable = self._drop_done(self._todo(lease))
+        self._drop_failed(self._todo(lease))
         todo = [unit for unit in self._todo(lease) if taken.isdisjoint(unit.members)]
         if not todo:
             claim.release()
