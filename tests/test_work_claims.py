@@ -113,6 +113,14 @@ def test_the_first_worker_waits_for_living_processes_of_its_job_only(tmp_path, m
     assert time.monotonic() - began > 0.6
 
 
+def test_a_claim_that_was_made_just_now_is_not_looked_at(tmp_path):
+    path = path_of(tmp_path)
+    foreign(path)
+    age(path, 700)
+    assert claims.take(path, was_free=True) is None
+    assert claims.take(path) is not None
+
+
 def test_a_torn_claim_ages_like_any_other(tmp_path):
     path = path_of(tmp_path)
     path.write_text('{"pid": 1')

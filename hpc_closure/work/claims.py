@@ -276,8 +276,13 @@ class _NoClaim(Claim):
 NO_CLAIM = _NoClaim()
 
 
-def take(path: Path, stale_after: float = STALE_AFTER) -> Claim | None:
+def take(path: Path, stale_after: float = STALE_AFTER, *, was_free: bool = False) -> Claim | None:
     """Claim a unit; return None if another process has it.
+
+    Args:
+        path: the claim.
+        stale_after: seconds without a sign of life after which a claim is stale.
+        was_free: there was no claim a moment ago; if there is one now, it is not looked at.
 
     Raises:
         DiskError: the bookkeeping folder cannot be written.
@@ -286,7 +291,7 @@ def take(path: Path, stale_after: float = STALE_AFTER) -> Claim | None:
     inherited = False
     with atomic.disk_errors(path):
         if not _create(path, record):
-            if not _take_over(path, record, stale_after):
+            if was_free or not _take_over(path, record, stale_after):
                 return None
             inherited = True
     return Claim(path, record["mark"], stale_after, inherited)

@@ -37,7 +37,9 @@ from hpc_closure.work import atomic, claims, launch, log, provenance
 from hpc_closure.work.header import BLOCK, Header
 
 STATES = ("done", "running", "queued", "failed", "missing")
-CLOSE_AFTER = 2.0  # seconds after which the books of finished units are closed
+# Seconds after which the books of finished units are closed. That costs two requests, so units of
+# seconds share it; it is one interval of restart files, the most that a power failure may cost.
+CLOSE_AFTER = 60.0
 _PART = re.compile(rf"block_({UNIT})\.h5\..+\.part")
 # what decides whether a product is sound, in a whole line of the manifest
 _CONTENT = re.compile(

@@ -176,8 +176,9 @@ class Worker:
         self.own = collections.deque(leases[index::count])
         first = round(index * len(leases) / count)
         self.leases = leases[first:] + leases[:first]  # in the order in which it takes others
+        self.free: set[str] = set()  # names of leases that nobody had at the last listing
         self.round = 0
-        if self.pending:
+        if self.pending and not self.names:
             atomic.make_folder(self.folder)
         if index == 0:
             claims.sweep(self.folder, self.names)
@@ -255,9 +256,12 @@ class Worker:
         claimed = {entry.name for entry in listing(self.folder)} if left else set()
         free = [lease for lease in left if f"{lease.name}.claim" not in claimed]
         rest = [lease for lease in left if f"{lease.name}.claim" in claimed]
-        self.round += LOOKED_AT
+        # who does not wait looks at one: the first worker of a job, which waits, looks at them all
+        number = LOOKED_AT if self.wait != "none" else 1
+        self.round += number
         turn = self.round % len(rest) if rest else 0
-        looked_at = (rest[turn:] + rest[:turn])[:LOOKED_AT]
+        looked_at = (rest[turn:] + rest[:turn])[:number]
+        self.free = {lease.name for lease in free}
         for number, lease in enumerate(free, 1):
             if self._take(lease):
                 self.own.extend(free[number : number + LEFT_AT_ONCE])
@@ -300,7 +304,9 @@ class Worker:
         if not self._todo(lease):
             return False
         path = self.ledger.run.claim(self.ledger.stage, lease.name)
-        claim = claims.take(path, self.ledger.stale_after)
+        was_free = lease.name in self.free
+        self.free.discard(lease.name)
+        claim = claims.take(path, self.ledger.stale_after, was_free=was_free)
         if claim is None:
             return False
         self.names = {entry.name for entry in listing(self.folder)}
