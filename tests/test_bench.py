@@ -486,6 +486,9 @@ def test_two_kinds_of_states_share_none():
 def test_the_share_of_time_in_units():
     (row,) = claims.run([2], 8, 0.2)
     assert row["units_per_s"] < 10 and 0.1 < row["share"] < 1
+    between = 4e-3 * row["between_ms"]  # of four units per worker
+    took = row["start_s"] + 4 * 0.2 + between + row["end_s"]
+    assert took == pytest.approx(8 / row["units_per_s"], rel=0.3)
 
 
 def test_claims_that_make_no_sense_are_one_line(hpc_closure_command):

@@ -127,8 +127,8 @@ def test_a_block_that_is_not_finite_or_of_another_layout_is_refused(path):
         writer.check(path)
 
 
-def test_a_finished_block_is_opened_once(tiny, monkeypatch):
-    """By the check before it gets its name; the books take the header from there."""
+def test_a_finished_block_is_not_opened_again(tiny, monkeypatch):
+    """The handle that wrote it serves the check, from which the books take the header."""
     opened, original = [], h5py.File
     monkeypatch.setattr(
         h5py,
@@ -136,16 +136,16 @@ def test_a_finished_block_is_opened_once(tiny, monkeypatch):
         lambda path, *more, **options: opened.append(Path(path))
         or original(path, *more, **options),
     )
-    open_written = hdf5.WrittenHDF5.__init__
+    checked, open_written = [], hdf5.WrittenHDF5.__init__
     monkeypatch.setattr(
         hdf5.WrittenHDF5,
         "__init__",
-        lambda file, path: opened.append(Path(path)) or open_written(file, path),
+        lambda file, written: checked.append(written) or open_written(file, written),
     )
     experiment = reading.load(tiny)
     assert generate.run(experiment, Options(verbosity=-1)) == 0
-    blocks = [path for path in opened if path.name.startswith("block_")]
-    assert len(blocks) == 4 and all(path.suffix == ".part" for path in blocks), blocks
+    assert not [path for path in opened if path.name.startswith("block_")]
+    assert len(checked) == 4 and all(isinstance(file, hdf5.GuardedFile) for file in checked)
     opened.clear()
     assert generate.run(experiment, Options(verbosity=-1)) == 0
     assert not opened  # another program: from the manifest

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,3 +105,36 @@ def test_fields_are_read_time_by_time(monkeypatch, sides, channels):
     assert np.allclose(found.spread[-1], last.std(0)) and found.number == 6
     ensemble.times = ensemble.times[:1]
     assert slider.read(SimpleNamespace(problem=problem), ensemble) is None
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium opens the page")
+def test_a_browser_moves_the_slider_without_errors(tmp_path):
+    drawn, path = slider.draw(fields()), tmp_path / "report.html"
+    Report(title="a run", rows=run_rows(), slider=drawn, start=0.0).write(path)
+    watch = "<script>onerror = text => document.documentElement.title += text</script>"
+    move = """<script>
+const range = document.getElementById("lead");
+range.value = 3;
+range.dispatchEvent(new Event("input"));
+document.getElementById("frame").decode().then(
+  () => document.documentElement.title += "shown " + document.getElementById("frame").naturalWidth
+);
+</script>"""
+    text = (
+        path.read_text().replace("<head>", f"<head>{watch}").replace("</body>", f"{move}</body>")
+    )
+    path.write_text(text)
+    page = subprocess.run(
+        ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        + [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+        + ["--dump-dom", f"file://{path}"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    ).stdout
+    assert re.search(r'<html[^>]* title="shown 1080"', page), page[:500]
+    (image,) = re.findall(r'<img id="frame"[^>]*src="([^"]*)"', page)
+    assert image == drawn.frames[3]
+    assert re.search(r'<output id="when"[^>]*>1.5</output>', page)
+    assert 'aria-valuetext="lead time 1.5"' in page

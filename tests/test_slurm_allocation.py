@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import time
 
 import pytest
 
@@ -65,3 +67,47 @@ def test_an_allocation_and_an_array_share_a_run(testbed, ensemble):
     testbed.drain()
     assert work.done()
     assert sorted(published(work)) == names
+
+
+STEP_PER_UNIT = """#!/bin/sh
+#SBATCH --nodes=2 --ntasks-per-node=4 --output=/dev/null
+for unit in {units}; do
+  srun --exact --nodes=1 --ntasks=1 --mpi=none {python} -c \\
+    "import slurm_payload; slurm_payload.run_units('{config}', ['$unit'])" &
+done
+wait
+"""
+
+
+@pytest.mark.long
+def test_one_job_of_workers_against_arrays_and_a_step_per_unit(testbed, ensemble, tmp_path):
+    """The same units on the same eight CPUs, from submission to the last product.
+
+    ``pytest -m long -s tests/test_slurm_allocation.py`` prints the seconds (docs/cluster.md).
+    """
+    number, each = 24, 4.0
+    seconds, busy = {}, number * each / 8
+    ways = ("one job", "array, 3 units a task", "array, 1 unit a task", "a step per unit")
+    for way in ways:
+        work = ensemble(way.replace(" ", "_").replace(",", ""), members=number, seconds=each)
+        names = [unit.name for unit in work.state().states["missing"]]
+        began = time.monotonic()
+        if way == "one job":
+            work.submit(workers=(2, 4))
+        elif way.startswith("array"):
+            work.submit(units_per_task=int(way.split()[1]), max_running_tasks=8)
+        else:
+            script = tmp_path / "steps.sh"
+            script.write_text(
+                STEP_PER_UNIT.format(
+                    units=" ".join(names), python=sys.executable, config=work.config
+                )
+            )
+            testbed.sbatch(str(script))
+        testbed.wait(work.done, 900, f"{way}: all products")
+        seconds[way] = time.monotonic() - began
+        testbed.drain()
+        print(
+            f"{way}: {seconds[way]:.0f} s; units alone {busy:.0f} s; load {os.getloadavg()[0]:.1f}"
+        )
+    assert seconds["one job"] == min(seconds.values())

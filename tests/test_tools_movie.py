@@ -36,7 +36,9 @@ def test_spectra_are_mean_squares_per_shell():
 
 def test_the_rank_is_the_share_of_members_below_the_truth():
     members = np.array([[0.0, 5.0], [1.0, 5.0], [2.0, np.nan], [3.0, 5.0]])
-    assert movie.ranks_of(np.array([1.5, 6.0]), members).tolist() == [0.5, 0.75]
+    assert movie.ranks_of(np.array([1.5, 6.0]), members).tolist() == [0.5, 1.0]
+    # at the start all members are the truth: it lies in their middle, not below them all
+    assert movie.ranks_of(np.ones(2), np.full((4, 2), 1 + 1e-8)).tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("sides", [(16, 16), (8, 8, 8)])

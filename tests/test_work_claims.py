@@ -101,6 +101,26 @@ def test_an_earlier_start_of_the_same_job_is_stale_at_once(tmp_path, monkeypatch
     assert claims.take(path) is not None
 
 
+def test_the_first_worker_waits_for_living_processes_of_its_job_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    foreign(path_of(tmp_path), job="7", restarts=0)  # killed before the job was requeued
+    began = time.monotonic()
+    claims.wait_for_job(tmp_path, 20.0)
+    assert time.monotonic() - began < 5
+    foreign(path_of(tmp_path), job="7", restarts=1)
+    claims.wait_for_job(tmp_path, 0.6)
+    assert time.monotonic() - began > 0.6
+
+
+def test_a_claim_that_was_made_just_now_is_not_looked_at(tmp_path):
+    path = path_of(tmp_path)
+    foreign(path)
+    age(path, 700)
+    assert claims.take(path, was_free=True) is None
+    assert claims.take(path) is not None
+
+
 def test_a_torn_claim_ages_like_any_other(tmp_path):
     path = path_of(tmp_path)
     path.write_text('{"pid": 1')
@@ -205,6 +225,16 @@ def test_a_lost_claim_is_left_to_its_new_owner(tmp_path):
         claim.check()
     claim.release()
     assert json.loads(claim.path.read_text())["mark"] == "theirs"
+
+
+def test_a_claim_is_read_again_after_a_silence(tmp_path, monkeypatch):
+    """Nobody takes over what was touched just now; a process that was suspended looks."""
+    claim = claims.take(path_of(tmp_path), stale_after=100.0)
+    foreign(claim.path)
+    claim.confirm()
+    claim._touched -= 6.0
+    with pytest.raises(claims.Lost):
+        claim.confirm()
 
 
 def test_a_claim_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):

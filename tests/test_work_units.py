@@ -341,11 +341,26 @@ def test_a_lost_claim_publishes_nothing_and_is_no_failure(run):
     def run_unit(unit, claim):
         record = {**claims.owner(), "host": "other", "machine": "other", "mark": "theirs"}
         claim.path.write_text(json.dumps(record))
+        claim._touched -= ledger.stale_after  # this process was suspended for so long
         write(ledger, unit, claim)
 
     outcome, _ = run_all(ledger, 4, 4, run_unit, wait="none")
     assert outcome.elsewhere == ["000000-000003"] and outcome.exit_code == 75
     assert not list(run.data.glob("*")) and not list(run.units("generate").glob("*.error"))
+
+
+def test_an_error_of_a_unit_that_another_process_has_now_is_no_failure(run):
+    """The new owner moves files of the unit, so that the old one cannot find them."""
+    ledger = ledger_of(run)
+
+    def run_unit(unit, claim):
+        record = {**claims.owner(), "host": "other", "machine": "other", "mark": "theirs"}
+        claim.path.write_text(json.dumps(record))
+        raise FileNotFoundError("working.h5")
+
+    outcome, _ = run_all(ledger, 4, 4, run_unit, wait="none")
+    assert outcome.elsewhere == ["000000-000003"] and not outcome.failed
+    assert not list(run.units("generate").glob("*.error"))
 
 
 def test_restart_files_go_with_the_finished_unit(run):

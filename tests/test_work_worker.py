@@ -160,6 +160,22 @@ def test_a_wrong_place_is_refused(text):
         launch.worker({"HPC_CLOSURE_WORKER": text})
 
 
+def test_a_unit_that_fails_is_not_tried_by_every_other_worker(run):
+    """The workers of a job retry what failed before it, and nothing that fails in it."""
+    units = plan(2, 1)
+    ledger_of(run).fail(units[1], RuntimeError("before"))
+    first, second = (Worker(ledger_of(run), units, (index, 2), True, "none") for index in range(2))
+    for unit in units:
+        worker = first if unit.index == 0 else second
+        assert worker.next(Stop()) == unit
+        worker.record_result(unit, RuntimeError("now"))
+    assert first.next(Stop()) is None and second.next(Stop()) is None
+    names = [unit.name for unit in units]
+    assert first.outcome.failed == names and sorted(second.outcome.failed) == names
+    again = Worker(ledger_of(run), units, (0, 1), True, "none")
+    assert again.next(Stop()) == units[0]
+
+
 def test_a_single_unit_is_claimed_by_its_own_name(run):
     worker = worker_of(run, [Unit(0, (4, 5))])
     assert worker.next(Stop()).name == "000004-000005"
@@ -171,12 +187,73 @@ def test_a_single_unit_is_claimed_by_its_own_name(run):
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace counts the calls")
 def test_a_unit_makes_few_calls_to_the_file_system(tmp_path):
-    """Per unit: create, check and flush, read the claim, rename; per lease four more."""
+    """Per unit: create and rename; per lease four more."""
     made = claims_bench.calls(tmp_path / "run", 1, 300)
     leases = len(divide(plan(300, 1)))
-    per_lease = (made.total() - 4 * 300) / leases
+    per_lease = (made.total() - 2 * 300) / leases
     assert made["rename"] == 300 and per_lease < 4.5, made
     assert not made["link"] and made["unlink"] < leases + 10
+
+
+def test_workers_with_a_core_each_spend_their_time_in_units(tmp_path):
+    """On a simulated clock, so that this machine's cores do not limit it."""
+    spent = claims_bench.simulated(tmp_path / "run", 8, 160, 10.0)
+    assert launch.worker() == (0, 1)
+    assert len(list((tmp_path / "run" / "rollout").iterdir())) == 160
+    assert 0.9 < spent["busy"] / spent["took"] < 1.0  # the rest is the wait for the last
+    assert spent["took"] == pytest.approx(
+        spent["start"] + spent["busy"] + spent["between"] + spent["end"]
+    )
+
+
+def test_only_the_first_of_many_workers_looks_at_every_product(run, monkeypatch):
+    """At a second start all products are in the manifest, which the others believe."""
+    units = plan(3, 1)
+    for unit in units:
+        write(ledger_of(run), unit)
+    ledger_of(run).products()  # enters them
+    looked_at, header_of = [], units_module.Ledger._header
+    monkeypatch.setattr(
+        units_module.Ledger,
+        "_header",
+        lambda self, path, stat: looked_at.append(path) or header_of(self, path, stat),
+    )
+    worker_of(run, units, 0, 2)
+    assert len(looked_at) == 3
+    monkeypatch.setenv(launch.WORKER, "1/2")
+    worker = worker_of(run, units, 1, 2)
+    assert len(looked_at) == 3 and not worker.pending and worker.outcome.skipped == 3
+    run.product("generate", units[1]).unlink()
+    assert list(worker_of(run, units, 1, 2).pending) == [units[1]]
+
+
+def test_a_plan_and_its_worker_list_the_products_once(run, monkeypatch):
+    ledger, listed = ledger_of(run), []
+    listing = units_module.listing
+    monkeypatch.setattr(
+        units_module, "listing", lambda folder: listed.append(folder) or listing(folder)
+    )
+    units = ledger.plan(3, 1)
+    Worker(ledger, units, (0, 1), False, "none")
+    assert listed.count(run.data) == 1
+    Worker(ledger, units, (0, 1), False, "none")  # another one looks again
+    assert listed.count(run.data) == 2
+
+
+def test_a_torn_or_foreign_line_of_the_manifest_is_not_believed(run):
+    units, ledger = plan(3, 1), ledger_of(run)
+    ledger.plan(3, 1)
+    for unit in units:
+        write(ledger_of(run), unit)
+    books = ledger_of(run)
+    books.products()
+    path = run.manifest("generate")
+    lines = sorted(path.read_bytes().splitlines(keepends=True))
+    foreign = lines[1].replace(books.recipe.encode(), b"another")
+    path.write_bytes(lines[0] + foreign + lines[2][:60] + b"\n")
+    ledger._read_manifest()
+    names = [run.product_name(unit) for unit in units]
+    assert [ledger._is_recent(run.data, name) for name in names] == [True, False, False]
 
 
 def test_a_worker_does_not_open_what_others_have_entered(run, monkeypatch):

@@ -426,12 +426,17 @@ def claims(
     ] = "8",
     units: Annotated[int, typer.Option(help="Number of units.", metavar="N")] = 2000,
     seconds: Annotated[float, typer.Option(help="Time of a unit, which only waits.")] = 0.0,
+    simulate: Annotated[
+        bool,
+        typer.Option(help="Workers have a core each, on a simulated clock; needs `--seconds`."),
+    ] = False,
     json: Json = None,
 ):
     """Measure the bookkeeping of units: units per second, and calls to the file system per unit.
 
     Calls are counted where strace is installed. With `--seconds`, `share` is the part of the
-    workers' time that is spent in units.
+    workers' time that is spent in units; the rest is `start_s`, `between_ms` times units per
+    worker, and `end_s`, the wait for the last worker.
     """
     from hpc_closure.bench import claims as bench
 
@@ -441,7 +446,9 @@ def claims(
             raise ValueError(
                 f"--units {units} --seconds {seconds:g}: expected at least 1, and 0 or more"
             )
-        rows = bench.run(numbers, units, seconds)
+        if simulate and not seconds:
+            raise ValueError("--simulate: expected --seconds, the time of a unit, above 0")
+        rows = bench.run(numbers, units, seconds, simulate)
         records += rows
         _print(rows, bench.COLUMNS)
 

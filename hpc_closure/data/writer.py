@@ -16,7 +16,7 @@ import numpy as np
 
 from hpc_closure.data.layout import STATE, VERSION, BlockHeader, Layout, by_data_set
 from hpc_closure.spectral.modes.resolution import per_side
-from hpc_closure.work.hdf5 import open_hdf5
+from hpc_closure.work.hdf5 import GuardedFile, WritableHDF5, open_hdf5
 from hpc_closure.work.header import expect
 
 # groups of data sets with a row per member, whose values are checked
@@ -39,11 +39,12 @@ class BlockWriter:
     def __init__(self, path: Path, layout: Layout, attributes: dict):
         self.path, self.layout = Path(path), layout
         self._closing = contextlib.ExitStack()
+        self._written: GuardedFile | None = None  # the finished file, until it is checked
         file = self._continue(attributes)
         self.continued = file is not None
         self.file = file or self._make(attributes)
 
-    def _continue(self, attributes: dict) -> h5py.File | None:
+    def _continue(self, attributes: dict) -> WritableHDF5 | None:
         if not self.path.exists():
             return None
         try:
@@ -60,7 +61,7 @@ class BlockWriter:
         self._closing.close()
         return None
 
-    def _make(self, attributes: dict) -> h5py.File:
+    def _make(self, attributes: dict) -> WritableHDF5:
         file = self._enter(open_hdf5(self.path, "w"))
         with contextlib.ExitStack() as unless_made:
             unless_made.callback(self.close)
@@ -79,7 +80,7 @@ class BlockWriter:
         views = [f"t1_fields/{name}" for name in self.layout.views]
         return {name: shape for name, shape in self.layout.shapes().items() if name not in views}
 
-    def _enter(self, opened) -> h5py.File:
+    def _enter(self, opened) -> WritableHDF5:
         return self._closing.enter_context(opened)
 
     def _write_header(self, file: h5py.File, attributes: dict) -> None:
@@ -211,7 +212,7 @@ class BlockWriter:
         self.file.flush()
 
     def finish(self, restart: dict, attributes: dict) -> None:
-        """Add restart arrays and last attributes, mark the file complete and close it."""
+        """Add restart arrays and last attributes, mark the file complete, close it for writing."""
         if "restart" in self.file:
             del self.file["restart"]
         group = self.file.create_group("restart")
@@ -221,7 +222,8 @@ class BlockWriter:
             self.file.attrs[key] = value
         self.file.attrs["lost"] = json.dumps(self._lost(), sort_keys=True)
         self.file.attrs["complete"] = 1
-        self.close()
+        self._written = self.file.finish()
+        self._closing.callback(self._written.close)
 
     def _lost(self) -> dict[str, dict[int, int]]:
         """Return the index of the first NaN time by data set and member that diverged."""
@@ -247,7 +249,8 @@ class BlockWriter:
         Raises:
             ValueError: the file is unusable; the reason, in one line.
         """
-        with open_hdf5(path, flush=True) as file:
+        written, self._written = self._written, None
+        with open_hdf5(path, flush=True, written=written) as file:
             header = BlockHeader.from_file(file, path)
             expect(
                 path, self.layout.matches(file), "it has other times or data sets than its layout"

@@ -145,7 +145,12 @@ class Run:
 
     def product(self, stage: str, unit) -> Path:
         """Return the published file of a unit (a ``units.Unit`` or its name ``000000-000019``)."""
-        return self.folder(stage) / f"block_{unit}.h5"
+        return self.folder(stage) / self.product_name(unit)
+
+    @staticmethod
+    def product_name(unit) -> str:
+        """Return the name of the published file of a unit."""
+        return f"block_{unit}.h5"
 
     @property
     def units_dir(self) -> Path:

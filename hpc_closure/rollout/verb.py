@@ -125,7 +125,8 @@ def run_units(config_path: str, unit_ids: list[str], wait: Wait = "none") -> int
     books = Ledger.of(experiment, "rollout")
     with Session(experiment, "rollout") as session:
         plan = books.plan()
-        named = [unit for unit in plan if unit.name in set(unit_ids)]
+        names = set(unit_ids)
+        named = [unit for unit in plan if unit.name in names]
         outcome = work(experiment, session, books, named, retry_failed=True, wait=wait)
         outcome.report()
         return outcome.exit_code

@@ -290,13 +290,24 @@ def read_jsonl(path: Path | str) -> list[dict]:
 
     An absent file has no lines.
     """
-    return read_jsonl_from(path, 0)[0]
+    lines, _ = read_lines_from(path, 0)
+    return [record for line in lines if (record := json_line(line)) is not None]
 
 
-def read_jsonl_from(path: Path | str, offset: int) -> tuple[list[dict], int]:
-    """Return the lines of a JSON-lines file from a byte on, and the byte after the last of them.
+def json_line(line: bytes) -> dict | None:
+    """Return the object of a line of a JSON-lines file; None if the line is torn."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_lines_from(path: Path | str, offset: int) -> tuple[list[bytes], int]:
+    """Return the lines of a file from a byte on, and the byte after the last complete one.
 
     A line that is still being written counts as read only in part: the next call begins with it.
+    An absent file has no lines.
     """
     try:
         with open(path, "rb") as file:
@@ -306,12 +317,4 @@ def read_jsonl_from(path: Path | str, offset: int) -> tuple[list[dict], int]:
         return [], 0
     except OSError as error:
         raise DiskError(f"{path}: cannot be read ({error.strerror})") from error
-    records = []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records, offset + text.rfind(b"\n") + 1
+    return text.splitlines(), offset + text.rfind(b"\n") + 1

@@ -262,6 +262,7 @@ class Block(ABC):
         certificate = self.certificate()
         if not self.domain.root:
             return
+        claim.confirm()  # before the working file is moved, which a new owner would continue
         record = {**self.session.record, "seconds": self.cost()}
         with self.books.publish(self.unit, writer.check, claim=claim) as part:
             writer.finish(

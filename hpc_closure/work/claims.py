@@ -183,13 +183,16 @@ def overlapping(path: Path, names: Iterable[str], stale_after: float = STALE_AFT
 
 
 def wait_for_job(folder: Path, patience: float) -> None:
-    """Wait until no other process of this batch job has a claim, at most ``patience`` seconds."""
+    """Wait until no other process of this batch job has a claim, at most ``patience`` seconds.
+
+    A claim of a process that is known to be dead, of an earlier start of the job say, will stay.
+    """
     job, end = provenance.job().get("job"), time.monotonic() + patience
 
     def held() -> bool:
         names = [entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name)]
         records = [read(folder / name) for name in names]
-        return any(record and record.get("job") == job for record in records)
+        return any(record and record.get("job") == job and not dead(record) for record in records)
 
     while job is not None and time.monotonic() < end and held():
         time.sleep(0.5)
@@ -237,11 +240,22 @@ class Claim:
             )
         self._read = time.monotonic()
 
+    def confirm(self) -> None:
+        """Check the claim, unless its last touch is too recent for a takeover.
+
+        Others take a claim over after a silence of ``stale_after``. Who touched it within a
+        twentieth of that saves the request to the server; a process that was suspended reads it.
+
+        Raises:
+            Lost: another process took the unit over.
+        """
+        if time.monotonic() - min(self._read, self._touched) >= self.stale_after / 20:
+            self.check()
+
     def release(self) -> None:
-        """Release the unit; the claim is read first, unless it was read just now."""
+        """Release the unit, unless it is another process's now."""
         try:
-            if time.monotonic() - min(self._read, self._touched) >= self.stale_after / 20:
-                self.check()
+            self.confirm()
         except Lost:
             return
         self.path.unlink(missing_ok=True)
@@ -256,14 +270,19 @@ class _NoClaim(Claim):
     def refresh(self) -> None:
         pass
 
-    check = release = refresh
+    check = confirm = release = refresh
 
 
 NO_CLAIM = _NoClaim()
 
 
-def take(path: Path, stale_after: float = STALE_AFTER) -> Claim | None:
+def take(path: Path, stale_after: float = STALE_AFTER, *, was_free: bool = False) -> Claim | None:
     """Claim a unit; return None if another process has it.
+
+    Args:
+        path: the claim.
+        stale_after: seconds without a sign of life after which a claim is stale.
+        was_free: there was no claim a moment ago; if there is one now, it is not looked at.
 
     Raises:
         DiskError: the bookkeeping folder cannot be written.
@@ -272,7 +291,7 @@ def take(path: Path, stale_after: float = STALE_AFTER) -> Claim | None:
     inherited = False
     with atomic.disk_errors(path):
         if not _create(path, record):
-            if not _take_over(path, record, stale_after):
+            if was_free or not _take_over(path, record, stale_after):
                 return None
             inherited = True
     return Claim(path, record["mark"], stale_after, inherited)

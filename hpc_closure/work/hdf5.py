@@ -107,18 +107,29 @@ class WritableHDF5(h5py.File):
         self._raw.close()
         self._raw.check()
 
+    def finish(self) -> GuardedFile:
+        """Close the HDF5 file; return the file below it, which is still open, for its check."""
+        super().close()
+        try:
+            self._raw.check()
+        except OSError:
+            self._raw.close()
+            raise
+        return self._raw
+
 
 class WrittenHDF5(h5py.File):
     """An HDF5 file that was just written, open for its check; closing flushes it to the disk.
 
-    One handle serves the check and the flush, because opening a file is a request to the server.
+    One handle serves the writing, the check and the flush, because opening a file is a request to
+    the server.
 
     Args:
-        path: the file.
+        file: what :meth:`WritableHDF5.finish` returned, or the path.
     """
 
-    def __init__(self, path: Path | str):
-        self._raw = io.FileIO(path)
+    def __init__(self, file: io.FileIO | Path | str):
+        self._raw = file if isinstance(file, io.FileIO) else io.FileIO(file)
         try:
             super().__init__(self._raw, "r")
         except BaseException:
@@ -143,7 +154,14 @@ def _from_h5py(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def open_hdf5(path: Path | str, mode: str = "r", *, flush: bool = False, **options):
+def open_hdf5(
+    path: Path | str,
+    mode: str = "r",
+    *,
+    flush: bool = False,
+    written: GuardedFile | None = None,
+    **options,
+):
     """Open an ``h5py.File`` whose errors are one line with the file and the way out.
 
         with open_hdf5(path) as file:
@@ -153,6 +171,7 @@ def open_hdf5(path: Path | str, mode: str = "r", *, flush: bool = False, **optio
         path: the file.
         mode: ``r``, or one of :class:`WritableHDF5`.
         flush: with ``r``, flush the file to the disk when it is closed; see :class:`WrittenHDF5`.
+        written: with ``flush``, the file itself, open since it was written.
         options: of ``h5py.File``.
 
     Raises:
@@ -165,16 +184,20 @@ def open_hdf5(path: Path | str, mode: str = "r", *, flush: bool = False, **optio
     # cluster file systems, are not needed.
     with hdf5_errors(path):
         if mode == "r":
-            with _open_to_read(path, flush, options) as file:
+            with _open_to_read(path, flush, written, options) as file:
                 yield file
         else:
             with disk_errors(path), WritableHDF5(path, mode, **options) as file:
                 yield file
 
 
-def _open_to_read(path: Path, flush: bool, options: dict) -> h5py.File:
+def _open_to_read(
+    path: Path, flush: bool, written: GuardedFile | None, options: dict
+) -> h5py.File:
     try:
-        return WrittenHDF5(path) if flush else h5py.File(path, "r", locking=False, **options)
+        if flush:
+            return WrittenHDF5(written or path)
+        return h5py.File(path, "r", locking=False, **options)
     except OSError:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc_closure.experiment.folder import UNIT
-from hpc_closure.work.hdf5 import WrittenHDF5, open_hdf5
+from hpc_closure.work.hdf5 import GuardedFile, WrittenHDF5, open_hdf5
 
 BLOCK = re.compile(rf"block_{UNIT}\.h5")  # name of a finished block
 RECORDED = ("first", "last", "recipe", "holds", "size", "mtime", "lost")  # in the manifest
@@ -57,13 +57,17 @@ class Header:
         return 1e-9 * self.mtime
 
     @classmethod
-    def read(cls, path: Path | str, flush: bool = False) -> "Header":
+    def read(
+        cls, path: Path | str, flush: bool = False, written: GuardedFile | None = None
+    ) -> "Header":
         """Return the header of a block file; ``flush``: it was just written, flush it to the disk.
+
+        ``written``: the file itself, if it is still open since it was written.
 
         Raises:
             ValueError: unfinished, damaged or foreign; one line that names the file.
         """
-        with open_hdf5(path, flush=flush) as file:
+        with open_hdf5(path, flush=flush, written=written) as file:
             return cls.from_file(file, Path(path))
 
     @classmethod

@@ -33,12 +33,19 @@ from pathlib import Path
 
 from hpc_closure.experiment.folder import UNIT, Run, members_of_unit, unit_name, verb_of
 from hpc_closure.experiment.schema import Experiment
-from hpc_closure.work import atomic, claims, log, provenance
+from hpc_closure.work import atomic, claims, launch, log, provenance
 from hpc_closure.work.header import BLOCK, Header
 
 STATES = ("done", "running", "queued", "failed", "missing")
-CLOSE_AFTER = 2.0  # seconds after which the books of finished units are closed
+# Seconds after which the books of finished units are closed. That costs two requests, so units of
+# seconds share it; it is one interval of restart files, the most that a power failure may cost.
+CLOSE_AFTER = 60.0
 _PART = re.compile(rf"block_({UNIT})\.h5\..+\.part")
+# what decides whether a product is sound, in a whole line of the manifest
+_CONTENT = re.compile(
+    rb'("recipe": "[^"\\]*", "holds": \{[^{}]*\}), "size": \d+, "mtime": \d+, "lost": \{.*\}\}\Z'
+)
+_NAMED = re.compile(rb'\{"name": "([^"\\]+)"')  # begin of a line of the manifest
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Unit:
     members: tuple[int, ...]
     extends: bool = False
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         return unit_name(self.members[0], self.members[-1])
 
@@ -160,10 +167,13 @@ class Ledger:
         self.run, self.stage, self.recipe = run, stage, recipe
         self.holds = json.loads(json.dumps(holds or {}))
         self.stale_after, self.members, self.per_block = stale_after, members, per_block
-        self._known: dict[str, dict] = {}  # records of the manifest by file name
+        self._known: dict[str, dict | bytes] = {}  # records of the manifest by file name
         self._new: list[dict] = []  # records that are not in the manifest yet
         self._listed: set[str] = set()  # names in the folder when the products were listed
-        self._recent: dict[str, dict] = {}  # records made since the products were listed
+        self._sound_content: dict[bytes, bool] = {}  # whether records with this content are sound
+        self._recent: set[str] = set()  # names of records made since the products were listed
+        #: headers and messages of a listing that a plan was made from, for the worker of that plan
+        self._fresh: tuple[list[Header], dict[Path, str]] | None = None
         self._read_to = 0  # bytes of the manifest that were read
         self._has_folder = False  # whether the folder of the products is known to exist
         #: units whose restart folder this process opened: whether it existed before
@@ -211,7 +221,9 @@ class Ledger:
         """Return the headers of all sound products, in member order.
 
         The folder is listed once. Headers come from the manifest if name, size and time of change
-        agree, so a thousand products cost one listing.
+        agree, so a thousand products cost one listing. Of workers that were started together only
+        the first compares size and time, which are a request to the server for each product; the
+        others believe the manifest, and the first computes what it finds damaged.
 
         Args:
             damaged: if a dict, it collects the messages about unusable files.
@@ -221,15 +233,18 @@ class Ledger:
         """
         self._read_to = 0
         self._read_manifest()
-        self._recent = {}
+        self._recent = set()
         headers = []
         entries = listing(self.run.folder(self.stage))
         self._listed = {entry.name for entry in entries}
+        believes = launch.worker()[0] > 0
         for entry in entries:
             if not BLOCK.fullmatch(entry.name):
                 continue
             try:
-                headers.append(self._header(Path(entry.path), entry.stat()))
+                path = Path(entry.path)
+                known = Header.from_record(path, self._record(entry.name)) if believes else None
+                headers.append(known or self._header(path, entry.stat()))
             except FileNotFoundError:  # replaced after the listing
                 continue
             except ValueError as error:
@@ -241,9 +256,25 @@ class Ledger:
             self._remember()
         return sorted(headers, key=lambda header: header.first)
 
+    def products_of_plan(self, damaged: dict[Path, str]) -> list[Header]:
+        """Return :meth:`products` as the last call of :meth:`plan` found them, once.
+
+        Without such a call they are listed now.
+        """
+        (headers, messages), self._fresh = self._fresh or (self.products(damaged), {}), None
+        damaged.update(messages)
+        return headers
+
+    def _record(self, name: str) -> dict:
+        """Return the record of a product in the manifest; {} if there is none."""
+        record = self._known.get(name, {})
+        if isinstance(record, bytes):
+            record = self._known[name] = atomic.json_line(record) or {}
+        return record
+
     def _header(self, path: Path, stat: os.stat_result) -> Header:
         """Return the header of a product; open the file only if the manifest is outdated."""
-        record = self._known.get(path.name, {})
+        record = self._record(path.name)
         if record.get("size") == stat.st_size and record.get("mtime") == stat.st_mtime_ns:
             known = Header.from_record(path, record)
             if known is not None:
@@ -251,21 +282,20 @@ class Ledger:
         return self._note(Header.read(path))
 
     def _note(self, header: Header) -> Header:
-        record = header.as_record()
-        self._known[header.path.name] = self._recent[header.path.name] = record
+        record = self._known[header.path.name] = header.as_record()
+        self._recent.add(header.path.name)
         self._new.append(record)
         return header
 
     def _read_manifest(self) -> None:
-        """Read the lines of the manifest that were appended since the last call."""
-        records, self._read_to = atomic.read_jsonl_from(
-            self.run.manifest(self.stage), self._read_to
-        )
-        named = {
-            record["name"]: record for record in records if isinstance(record.get("name"), str)
-        }
+        """Read the lines of the manifest that were appended since the last call.
+
+        Only their names are read; few of 10^5 records are ever used by a worker.
+        """
+        lines, self._read_to = atomic.read_lines_from(self.run.manifest(self.stage), self._read_to)
+        named = {found[1].decode(): line for line in lines if (found := _NAMED.match(line))}
         self._known |= named
-        self._recent |= named
+        self._recent |= named.keys()
 
     def _remember(self) -> None:
         """Append the headers that were read since the last call to the manifest."""
@@ -310,7 +340,9 @@ class Ledger:
 
         By default of all members, in blocks of the ledger's size.
         """
-        units, _ = self._plan(members, per_block, {})
+        damaged: dict[Path, str] = {}
+        units, (_, products) = self._plan(members, per_block, damaged)
+        self._fresh = products, damaged
         return units
 
     def _plan(self, members, per_block, damaged):
@@ -433,7 +465,7 @@ class Ledger:
             if header.members != unit.members or not self.sound(header):
                 raise RuntimeError(f"{part}: members or contents differ from those of unit {unit}")
             if claim is not None:
-                claim.check()
+                claim.confirm()
             checked.append(header)
 
         path = self.run.product(self.stage, unit)
@@ -477,24 +509,39 @@ class Ledger:
             quick: do not look at products either that are new and not in the manifest yet; they
                 count as not sound.
         """
-        names = {entry.name for entry in listing(self.run.folder(self.stage))}
-        self._read_manifest()
+        folder = self.run.folder(self.stage)
+        names = {entry.name for entry in listing(folder)}
+        there = {unit: name for unit in units if (name := self.run.product_name(unit)) in names}
+        if there:
+            self._read_manifest()
         found: dict[Unit, bool] = {}
-        for unit in units:
-            path = self.run.product(self.stage, unit)
-            if path.name in names:
-                if self._is_recent(path):
-                    state: bool | None = True
-                elif quick and path.name not in self._listed:
-                    state = False
-                else:
-                    state = self.look(unit)
-                found |= {} if state is None else {unit: state}
+        for unit, name in there.items():
+            if self._is_recent(folder, name):
+                state: bool | None = True
+            elif quick and name not in self._listed:
+                state = False
+            else:
+                state = self.look(unit)
+            found |= {} if state is None else {unit: state}
         return found
 
-    def _is_recent(self, path: Path) -> bool:
-        """Return whether a process has read or published a sound product since our listing."""
-        header = Header.from_record(path, self._recent.get(path.name, {}))
+    def _is_recent(self, folder: Path, name: str) -> bool:
+        """Return whether a process has read or published a sound product since our listing.
+
+        Recipe and outputs, which decide it, are the same text in nearly all lines of a manifest.
+        """
+        if name not in self._recent:
+            return False
+        line = self._known[name]
+        found = _CONTENT.search(line) if isinstance(line, bytes) else None
+        if found is None:
+            return self._is_sound_record(folder, name)
+        if found[1] not in self._sound_content:
+            self._sound_content[found[1]] = self._is_sound_record(folder, name)
+        return self._sound_content[found[1]]
+
+    def _is_sound_record(self, folder: Path, name: str) -> bool:
+        header = Header.from_record(folder / name, self._record(name))
         try:
             return header is not None and self.sound(header)
         except (ValueError, TypeError, AttributeError):

@@ -13,7 +13,7 @@ listed, and units that another living claim contains are left to its owner.
 import collections
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -144,7 +144,8 @@ class Worker:
         self.causes: list[str] = []  # causes of failure of the units tried so far
         index, count = place
         damaged: dict[Path, str] = {}
-        sound = {product.members for product in ledger.products(damaged) if ledger.sound(product)}
+        products = ledger.products_of_plan(damaged)
+        sound = {product.members for product in products if ledger.sound(product)}
         if index == 0:
             for message in damaged.values():
                 log.get().warning(f"not used: {message}")
@@ -152,6 +153,7 @@ class Worker:
         self.names = {entry.name for entry in listing(self.folder)}
         parts = ledger.parts() if index == 0 and sound else set()
         self.pending: dict[Unit, None] = {}  # units to do, in order
+        self.failures: dict[Unit, int] = {}  # attempts at them that failed before this start
         for unit in units:
             if unit.members in sound:
                 self.outcome.skipped += 1
@@ -159,7 +161,7 @@ class Worker:
                     self._sweep(unit)
                 if index == 0 and unit.name in parts:
                     atomic.remove_parts(ledger.run.product(ledger.stage, unit))
-            elif not retry_failed and self._failed(unit):
+            elif (failures := self._failures(unit)) and not retry_failed:
                 self.outcome.failed.append(unit.name)
                 if index == 0:
                     log.get().warning(
@@ -167,13 +169,16 @@ class Worker:
                     )
             else:
                 self.pending[unit] = None
+                if failures:
+                    self.failures[unit] = failures
         leases = divide(units, count)
         #: leases that this worker tries first
         self.own = collections.deque(leases[index::count])
         first = round(index * len(leases) / count)
         self.leases = leases[first:] + leases[:first]  # in the order in which it takes others
+        self.free: set[str] = set()  # names of leases that nobody had at the last listing
         self.round = 0
-        if self.pending:
+        if self.pending and not self.names:
             atomic.make_folder(self.folder)
         if index == 0:
             claims.sweep(self.folder, self.names)
@@ -189,14 +194,24 @@ class Worker:
             atomic.remove(restart)
         claim.release()
 
-    def _failed(self, unit: Unit) -> bool:
+    def _failures(self, unit: Unit) -> int:
+        """Return how many attempts at a unit have failed so far, from its error file."""
         if f"{unit}.error" not in self.names:
-            return False
+            return 0
         try:
             record = atomic.read_json(self.ledger.run.error(self.ledger.stage, unit))
-            return isinstance(record, dict) and record.get("recipe") == self.ledger.recipe
-        except (ValueError, FileNotFoundError):
-            return False
+            is_ours = isinstance(record, dict) and record.get("recipe") == self.ledger.recipe
+            return max(1, int(record.get("attempt", 1))) if is_ours else 0
+        except (ValueError, TypeError, FileNotFoundError):
+            return 0
+
+    def _drop_failed(self, units: Iterable[Unit]) -> None:
+        """Drop units that failed elsewhere since this start; else every worker would try them."""
+        for unit in units:
+            if self._failures(unit) > self.failures.get(unit, 0):
+                del self.pending[unit]
+                self.outcome.failed.append(unit.name)
+                log.get().warning(f"{self.ledger.stage} {unit}: failed in another process")
 
     # -- the next unit ---------------------------------------------------------------------------
 
@@ -222,7 +237,8 @@ class Worker:
                 )
                 has_logged = True
             time.sleep(max(0.0, min(pause, stop.remaining)))
-            pause = min(10.0, 1.5 * pause)
+            # of a job one process waits, and all its cores wait for that one
+            pause = min(2.0 if self.wait == "job" else 10.0, 1.5 * pause)
         return None
 
     def _take_left(self) -> bool:
@@ -240,9 +256,12 @@ class Worker:
         claimed = {entry.name for entry in listing(self.folder)} if left else set()
         free = [lease for lease in left if f"{lease.name}.claim" not in claimed]
         rest = [lease for lease in left if f"{lease.name}.claim" in claimed]
-        self.round += LOOKED_AT
+        # who does not wait looks at one: the first worker of a job, which waits, looks at them all
+        number = LOOKED_AT if self.wait != "none" else 1
+        self.round += number
         turn = self.round % len(rest) if rest else 0
-        looked_at = (rest[turn:] + rest[:turn])[:LOOKED_AT]
+        looked_at = (rest[turn:] + rest[:turn])[:number]
+        self.free = {lease.name for lease in free}
         for number, lease in enumerate(free, 1):
             if self._take(lease):
                 self.own.extend(free[number : number + LEFT_AT_ONCE])
@@ -285,12 +304,15 @@ class Worker:
         if not self._todo(lease):
             return False
         path = self.ledger.run.claim(self.ledger.stage, lease.name)
-        claim = claims.take(path, self.ledger.stale_after)
+        was_free = lease.name in self.free
+        self.free.discard(lease.name)
+        claim = claims.take(path, self.ledger.stale_after, was_free=was_free)
         if claim is None:
             return False
         self.names = {entry.name for entry in listing(self.folder)}
         taken = claims.overlapping(path, self.names, self.ledger.stale_after)
         unusable = self._drop_done(self._todo(lease))
+        self._drop_failed(self._todo(lease))
         todo = [unit for unit in self._todo(lease) if taken.isdisjoint(unit.members)]
         if not todo:
             claim.release()
@@ -313,6 +335,7 @@ class Worker:
     def record_result(self, unit: Unit, error: BaseException | None) -> None:
         """Book how an attempt ended, and release the claim after the last unit of its lease."""
         stage = self.ledger.stage
+        error = self._lost_or(error)
         self._count_causes(error)
         if isinstance(error, Hopeless):
             log.get().warning(f"{stage} {unit}: {error}")
@@ -335,6 +358,21 @@ class Worker:
         if not self.held:
             assert self.claim is not None
             self.claim.release()
+
+    def _lost_or(self, error: BaseException | None) -> BaseException | None:
+        """Return that the claim is lost, if it is: who has it now may have caused the error.
+
+        It moves and removes files of the unit, and decides what becomes of it.
+        """
+        expected = (Stopped, Hopeless, atomic.DiskError, claims.Lost)
+        if error is not None and not isinstance(error, expected):
+            assert self.claim is not None
+            try:
+                self.claim.check()
+            except claims.Lost as lost:
+                lost.__cause__ = error
+                return lost
+        return error
 
     def _count_causes(self, error: BaseException | None) -> None:
         """Give up if the first units all failed for one cause."""

@@ -13,12 +13,21 @@ from matplotlib.animation import AbstractMovieWriter, FFMpegWriter, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import (
+    FormatStrFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
 
 from hpc_closure.evaluate.report.figures import drawing_style, plane, scaled
 from hpc_closure.work.atomic import publish
 
 SHOWN = 3  # members
 BAND = (0.05, 0.95)  # quantiles of the spectra's band
+# all players know this pixel format; the index comes first, so that a page can play a part
+MP4 = ["-pix_fmt", "yuv420p", "-movflags", "+faststart"]
 FORMATS = {".mp4": "ffmpeg", ".gif": ""}
 SIZE, DPI = (9.6, 6.0), {".mp4": 120, ".gif": 70}  # a GIF holds every frame nearly whole
 
@@ -73,7 +82,7 @@ def write(film: Film, path: Path, seconds: float = 10.0) -> Path:
         target = part.with_name(part.name + kind)
         writer: AbstractMovieWriter
         if kind == ".mp4":
-            writer = FFMpegWriter(fps=rate, codec="h264", extra_args=["-pix_fmt", "yuv420p"])
+            writer = FFMpegWriter(fps=rate, codec="h264", extra_args=MP4)
         else:
             writer = PillowWriter(fps=rate)
         with writer.saving(pictures.figure, str(target), dpi=DPI[kind]):
@@ -96,28 +105,32 @@ class Pictures:
         widest = float(np.nanquantile(late, 0.99)) * factor or 1.0
         self.figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasAgg(self.figure)
-        grid = self.figure.add_gridspec(2, 4, height_ratios=(1, 1))
+        # each row is laid out by itself: colour bars of one row do not move pictures of the other
+        halves = self.figure.subfigures(2, 1, height_ratios=(1, 1.2), squeeze=False)
+        upper, lower = halves[:, 0]
         shown = range(min(SHOWN, len(film.members)))
         titles = ["truth (DNS)", *(f"member {number}" for number in shown)]
+        quantity = f"{film.quantity} [{unit}]" if unit else film.quantity
         self.images: dict[str, AxesImage] = {}
-        for column, title in enumerate(titles):
-            signed = self._image(grid[0, column], title, "RdBu_r", -limit, limit)
-        self.figure.colorbar(
-            signed,
-            ax=[image.axes for image in self.images.values()],
-            label=f"{film.quantity} [{unit}]" if unit else film.quantity,
-            aspect=15,
-            pad=0.01,
-        )
-        spread = self._image(grid[1, 0], "ensemble std", "viridis", 0, widest)
-        ranks = self._image(grid[1, 1], "rank of the truth", "PuOr", 0, 1)
-        for image in (spread, ranks):
-            self.figure.colorbar(image, ax=image.axes, location="bottom", aspect=20, pad=0.02)
-        self.axis = self.figure.add_subplot(grid[1, 2:])
+        for axis, title in zip(np.ravel(upper.subplots(1, len(titles))), titles):
+            signed = self._image(axis, title, "RdBu_r", -limit, limit)
+        fields = [image.axes for image in self.images.values()]
+        upper.colorbar(signed, ax=fields, label=quantity, shrink=0.8, aspect=15, pad=0.01)
+        left, middle, self.axis = np.ravel(lower.subplots(1, 3, width_ratios=(1, 1, 2)))
+        spread = self._image(left, "ensemble std", "viridis", 0, widest)
+        ranks = self._image(middle, "rank of the truth", "PuOr", 0, 1)
+        labels = (quantity, "members below the truth [%]")
+        for image, label in zip((spread, ranks), labels):
+            bar = lower.colorbar(image, ax=image.axes, location="bottom", aspect=20, pad=0.03)
+            bar.set_label(label)
+            bar.locator = MaxNLocator(5)
+        bar.formatter = PercentFormatter(1.0, symbol="")
         self.heading = self.figure.suptitle("", x=0.01, ha="left", fontsize=10)
+        self.show(len(film.lead_times) - 1)
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")  # all frames have the places of the last
 
-    def _image(self, cell, title: str, colours: str, low: float, high: float):
-        axis = self.figure.add_subplot(cell)
+    def _image(self, axis, title: str, colours: str, low: float, high: float) -> AxesImage:
         axis.set(xticks=[], yticks=[])
         axis.set_title(title)
         axis.grid(False)
@@ -142,7 +155,8 @@ class Pictures:
         for title, image in self.images.items():
             image.set_data(values[title].T)
         self._spectra(number)
-        words = f"{film.title}    lead time {film.lead_times[number]:.2f}"
+        where = ", plane z = 0" if film.truth[0].ndim == 3 else ""
+        words = f"{film.title}{where}    lead time {film.lead_times[number]:.2f}"
         self.heading.set_text(words.strip())
 
     def _spectra(self, number: int) -> None:
@@ -150,11 +164,22 @@ class Pictures:
         low, high = np.nanquantile(film.spectra[:, number], BAND, axis=0)
         shells = slice(1, None)  # without the mean
         axis.clear()
-        axis.set_title("spectrum: truth, and 90 % of the members")
+        axis.set_title(f"spectrum of {film.quantity}: mean square per shell")
         axis.fill_between(
-            film.shells[shells], low[shells], high[shells], color="#0072B2", alpha=0.35, lw=0
+            film.shells[shells],
+            low[shells],
+            high[shells],
+            color="#0072B2",
+            alpha=0.35,
+            lw=0,
+            label="90 % of the members",
         )
-        axis.loglog(film.shells[shells], film.truth_spectra[number, shells], color="black")
+        true = film.truth_spectra[number, shells]
+        axis.loglog(film.shells[shells], true, color="black", label="truth")
+        axis.legend(loc="lower left", frameon=False)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         everything = film.truth_spectra[:, shells]
         largest = float(everything.max())
         smallest = float(everything[everything > 1e-9 * largest].min())
@@ -163,8 +188,15 @@ class Pictures:
 
 
 def ranks_of(truth: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Return the share of members (M, ...) below the truth (...), point by point, 0 to 1."""
-    return np.nanmean(members < truth, axis=0)
+    """Return the share of members (M, ...) below the truth (...), point by point, 0 to 1.
+
+    Of members that equal the truth to single precision, as at the start, half count as below.
+    """
+    alive = np.isfinite(members)
+    equal = np.abs(members - truth) <= 1e-6 * np.nanmax(np.abs(truth))
+    below = np.where(equal, 0.5, members < truth)
+    number = alive.sum(axis=0)
+    return np.sum(below, axis=0, where=alive) / np.where(number, number, np.nan)
 
 
 def sampled(number: int, most: int) -> Sequence[int]:

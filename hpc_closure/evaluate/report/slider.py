@@ -134,11 +134,16 @@ def draw(fields: Fields, most_bytes: int = MOST_BYTES) -> Slider:
     return Slider(
         frames=[frames[number] for number in kept],
         labels=[f"{fields.lead_times[number]:.4g}" for number in kept],
-        caption=f"{fields.quantity.capitalize()} of the first start: truth, {shown} of "
+        caption=f"{_named(fields.quantity)} of the first start: truth, {shown} of "
         f"{fields.number} members, and the standard deviation of all members, by lead time"
         f"{', in the plane z = 0' if fields.is_slice else ''}.",
         width=round(SIZE[0] * DPI),
     )
+
+
+def _named(quantity: str) -> str:
+    """Return the begin of a sentence: a symbol, u say, stays as it is."""
+    return quantity.capitalize() if len(quantity) > 2 else f"Field {quantity}"
 
 
 class _Pictures:
@@ -174,7 +179,7 @@ class _Pictures:
             self.images[-1],
             ax=axes[-1],
             location="bottom",
-            label="std",
+            label=f"std [{unit}]" if unit else "std",
             aspect=12,
             pad=0.02,
             ticks=MaxNLocator(4),
