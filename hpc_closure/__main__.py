@@ -4,6 +4,7 @@ import os
 import sys
 
 from hpc_closure.work.launch import Launch, launch
+from hpc_closure.work.stop import Stop
 
 # Threads that wait give way: spinning ones on cores that others use, too, take 10 times longer.
 # The OpenMP of torch reads this when it is loaded.
@@ -14,6 +15,7 @@ INTERRUPTED = "interrupted; the same command goes on"
 
 def main() -> None:
     """Run the command line and end with its exit code: 0, 1, 2, 3, 75, or 130 for Ctrl-C."""
+    Stop.process_ends = True
     try:
         _run()
     except KeyboardInterrupt:  # before a verb listens, or the second one

@@ -31,6 +31,12 @@ FIRST = (
 )
 
 
+@pytest.fixture(autouse=True)
+def goes_on(monkeypatch):
+    """This process goes on after a test has called the command line in it."""
+    monkeypatch.setattr("hpc_closure.work.stop.Stop.process_ends", False)
+
+
 def pytest_collection_modifyitems(config, items):
     """Order files, and leave out tests marked long unless they are asked for by that name."""
     places = {f"test_{name}.py": place for place, name in enumerate(FIRST)}

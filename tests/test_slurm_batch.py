@@ -29,6 +29,7 @@ from hpc_closure.work.stop import Stop
 saved = pathlib.Path(sys.argv[1])
 start = int(saved.read_text()) if saved.exists() else 0
 print("from", start, flush=True)
+Stop.process_ends = True
 with Stop() as stop:
     for step in range(start, start + 20 if start else int(sys.argv[3])):
         time.sleep(0.05)

@@ -10,7 +10,7 @@ import torch
 
 from hpc_closure.spectral import simulation
 from hpc_closure.spectral.differentiable import DifferentiableSolver
-from hpc_closure.spectral.modes.grid import resize
+from hpc_closure.spectral.modes.grid import hermitian, resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
@@ -220,6 +220,26 @@ def test_a_small_wave_grows_as_its_eigenvalue():
     growth = vectors @ np.diag(np.exp(values * 2.0)) @ np.linalg.inv(vectors)
     expected = growth @ np.array([1e-7, 2e-7j])
     assert sim.state[0, :, 2, 1].numpy() == pytest.approx(expected, rel=1e-6)
+
+
+def test_round_off_between_opposite_modes_does_not_grow():
+    """No field shows it, so the nonlinear term does not limit what the mean shear lets grow."""
+    problem = LAYERS.replace(noise={"kind": "none"}, mean_flow=(1.5, -0.5))
+    sim = Simulation(problem, [0], 0).initialise()
+    state = sim.state.clone()
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(state[..., 0].shape, generator=generator, dtype=torch.float64)
+    state[..., 0] += 1e-9 * state.abs().max() * noise
+    sim.load_state(10, state)  # not a step at which modes are made those of a real field
+
+    def apart():
+        return float((sim.state - hermitian(sim.state)).abs().max() / sim.state.abs().max())
+
+    before = apart()
+    sim.advance(40)
+    during = apart()
+    sim.advance(1000)
+    assert before > 1e-10 and during > 1e-11 and apart() < 1e-15
 
 
 def test_advection_conserves_energy_and_potential_enstrophy():

@@ -12,7 +12,7 @@ from hpc_closure.spectral.diagnostics import diagnostics_of
 from hpc_closure.spectral.differentiable import DifferentiableSolver
 from hpc_closure.spectral.equations.convection import Convection
 from hpc_closure.spectral.modes.differentiable import DifferentiableTransform
-from hpc_closure.spectral.modes.grid import Grid, to_fields, to_spectra
+from hpc_closure.spectral.modes.grid import Grid, hermitian, to_fields, to_spectra
 from hpc_closure.spectral.modes.resolution import pencils
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.noise.draws import NoiseModel
@@ -126,6 +126,30 @@ def test_the_state_stays_solenoidal():
     simulation = simulation_of(forcing=POWER, noise=OU).advance(20)
     state = simulation.state
     assert largest_divergence(state, simulation.grid) < 1e-14 * state.abs().max()
+
+
+def test_constant_power_amplifies_no_round_off():
+    """Divergence, and what modes k and -k have apart from a real field, end no long run.
+
+    The nonlinear term sees neither, and a force that follows the state let both grow like the
+    forced modes: by a factor of 1e9 in 60 eddy times.
+    """
+    simulation = simulation_of(grid=12, forcing={**POWER, "power": 5.0}, dt=0.02)
+    generator = torch.Generator().manual_seed(1)
+    state = simulation.state.clone()
+    noise = torch.randn(state[..., 0].shape, generator=generator, dtype=torch.float64)
+    state[..., 0] += 1e-6 * state.abs().max() * noise
+
+    def size():
+        u = simulation.state
+        asymmetric = (u - hermitian(u, 3)).abs().max()
+        return torch.stack([largest_divergence(u, simulation.grid), asymmetric])
+
+    simulation.load_state(0, state)
+    before = size()
+    simulation.advance(300)
+    assert (before > 1e-7 * state.abs().max()).all()
+    assert (size() < before).all()
 
 
 # -- initial laws and a known flow ----------------------------------------------------------------

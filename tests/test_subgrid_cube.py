@@ -1,17 +1,23 @@
 """A small subgrid problem in three dimensions, from DNS to coupled ensembles."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from cube_case import divergence
 
 import hpc_closure
+from hpc_closure.bench.physics import stability
 from hpc_closure.closure.composed import rollout_training
 from hpc_closure.closure.composed.rollout_training import RolloutLoss
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import CoupledEnsemble, DataSet
 from hpc_closure.evaluate import verb as evaluate
+from hpc_closure.evaluate.context import Inputs
+from hpc_closure.evaluate.stages import costs
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.schema import Rollout
@@ -107,6 +113,29 @@ def test_the_closed_form_is_better_than_no_closure_and_stays_solenoidal(run):
     ensemble = CoupledEnsemble(sorted(folder.rollout.glob("block_*.h5")))
     states = torch.from_numpy(ensemble.read("model", ensemble.times.size - 1)).double()
     assert divergence(B.to_spectral(states), B) < 1e-6
+
+
+def test_long_runs_hold_and_have_the_energy_of_all_velocities(run):
+    records, remarks = stability.run(run[0], members=3, steps=200)
+    assert remarks[0].startswith("model: 0 of 3") and "field" not in records[0]
+    data = DataSet(run[1].data)
+    times = range(data.time_index(run[0].rollout.t_start), len(data.times))
+    cases = data.split(run[0].train.split)["test"]
+    squares = [np.square(data.read(case, i)).sum(0).mean() for case in cases for i in times]
+    assert sum(row["dns"] for row in records) == pytest.approx(0.5 * np.mean(squares), rel=1e-5)
+
+
+def test_a_compared_run_is_timed_at_its_own_interval(path, run):
+    stop = SimpleNamespace(check=lambda: None)
+    inputs = Inputs(run[0], SimpleNamespace(run=run[1], stop=stop, device="cpu"))
+    changes = ["rollout.interval=10", "rollout.every=0.2", "evaluate.lead_times=[0.2]"]
+    other, folder = run_verbs(path, [*BARE, *changes, "name=rare"], train)
+    alone = costs._run(inputs, inputs.closure, 4)
+    beside = costs._run(inputs, hpc_closure.load(folder.model), 4, other)
+    assert alone.coupling.span == pytest.approx(0.1) and set(alone.simulations) == {"model"}
+    clock = costs._model(beside, 4)
+    assert clock.span == pytest.approx(0.2) and clock.members == len(beside.rows) == 4
+    assert costs.fastest({"beside": clock})["beside"] > 0
 
 
 def test_a_network_trained_with_maps_and_through_the_solver_runs_in_it(network):

@@ -7,6 +7,8 @@ import weakref
 
 import pytest
 
+from hpc_closure import __main__
+from hpc_closure.batch import submit
 from hpc_closure.experiment.duration import seconds
 from hpc_closure.work.stop import Stop, Stopped
 
@@ -89,6 +91,57 @@ def test_exit_code():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 75 and done.stderr == ""
     assert "the same command continues" in str(Stopped("SIGTERM"))
+
+
+def test_a_second_signal_does_not_change_the_exit_code():
+    """Slurm repeats SIGTERM, and the second may arrive while Python shuts down."""
+    code = """
+import atexit, sys, time
+from hpc_closure.work.stop import Stop, Stopped
+def late():
+    print("leaving", flush=True)
+    sys.stdin.readline()
+atexit.register(late)
+Stop.process_ends = True
+with Stop() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    raise Stopped(stop.reason)
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+            assert process.stdout.readline() == "leaving\n"
+            for second in (number, signal.SIGTERM):
+                process.send_signal(second)
+            process.communicate("\n", timeout=60)
+        assert process.returncode == 75
+
+
+def test_the_command_line_and_tasks_of_slurm_end_once_they_were_stopped(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hpc-closure", "--version"])
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert Stop.process_ends
+    monkeypatch.setattr(Stop, "process_ends", False)
+    usr2 = signal.getsignal(signal.SIGUSR2)
+    submit.Payload(lambda *_: 0, "x", ("000000-000000",))()
+    signal.signal(signal.SIGUSR2, usr2)
+    assert Stop.process_ends
+
+
+def test_handlers_come_back_in_a_process_that_goes_on(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        stop.request("tests")
+    assert signal.getsignal(signal.SIGTERM) == before
+    monkeypatch.setattr(Stop, "process_ends", True)
+    with Stop():  # nothing stopped it: a program goes on, too
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from hpc_closure.batch.squeue import record
 from hpc_closure.experiment.duration import check_lead, seconds
 from hpc_closure.experiment.folder import Run
 from hpc_closure.work import claims, launch, log
+from hpc_closure.work.stop import Stop
 
 Task = tuple[str, ...]  # names of the units that one task computes in turn
 Work = Callable[[str, list[str]], int]  # (experiment file, units) -> exit code
@@ -196,6 +197,7 @@ class Payload:
     patience: float = 0.0
 
     def __call__(self) -> None:
+        Stop.process_ends = True
         # until the verb installs its handler there is nothing to save
         signal.signal(signal.SIGUSR2, lambda *_: sys.exit(requeue.EXIT_STOPPED))
         with requeue.SignalRecorder() as recorder:

@@ -535,8 +535,9 @@ def stability(
     device: Device = "cpu",
     json: Json = None,
 ):
-    """Measure long coupled runs: lost members, and enstrophy per shell over that of the DNS.
+    """Measure long coupled runs: lost members, and spectra over those of the DNS.
 
+    The spectra are enstrophy per shell, energy of velocities, or the square of every other field.
     The bare solver runs beside the closure. Columns `_error` are standard errors over
     trajectories.
     """
@@ -561,7 +562,8 @@ def stability(
 
         rows, remarks = bench.run(settings, members, steps, device, report, part)
         records += rows
-        _print(rows, bench.COLUMNS, remarks)
+        columns = {key: form for key, form in bench.COLUMNS.items() if key in rows[0]}
+        _print(rows, columns, remarks)
 
 
 @app.command()
@@ -583,10 +585,9 @@ def gpu(
     """Run all measurements on a GPU: tests, speed, trained models; in pieces.
 
     Parts: tests, dns, networks, gradient, switches, default, fno_score, published. Finished
-        commands
-    are not run again. FOLDER/gpu.json and gpu.txt have the results so far. Exit code 75: the
-    time limit is reached, and the same call continues; 1: a command failed, and its log has the
-    reason.
+    commands are not run again. FOLDER/gpu.json and gpu.txt have the results so far. Exit code 75:
+    the time limit is reached, and the same call continues; 1: a command failed, and its log has
+    the reason.
     """
     from hpc_closure.bench import gpu as bench
 

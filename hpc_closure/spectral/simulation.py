@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hpc_closure.spectral import switches
 from hpc_closure.spectral.ensemble import Ensemble
+from hpc_closure.spectral.modes.grid import symmetrise
 from hpc_closure.spectral.modes.transform import Transform
 from hpc_closure.spectral.noise.events import Events
 from hpc_closure.spectral.noise.rates import Rates
@@ -26,6 +27,9 @@ from hpc_closure.spectral.schemes import Explicit, Scheme
 
 # Points of a chunk of members: enough to hide the interpreter's cost, few enough for the cache.
 CHUNK_POINTS = 1 << 16
+# Steps after which modes k and -k of an equation that amplifies are made those of a real field:
+# few enough for growth by a small factor, many enough to cost nothing.
+SYMMETRISED = 64
 LOST = -1  # refinement level of a member for which no allowed step is short enough
 
 
@@ -308,6 +312,8 @@ class Worker:
         self.nonlinear = equation.nonlinear
         if problem.removed == "convection":
             self.nonlinear = _zero
+        # this rank has the modes with both signs: those with wavenumber 0 along the last side
+        self.symmetrises = problem.physics.amplifies and self.transform.columns.start == 0
         self._registers: dict[int, Tensor] = {}
 
     def advance(self, chunk: slice, w: Tensor, base: Tensor, first: int, num_steps: int) -> None:
@@ -335,6 +341,8 @@ class Worker:
         forced = self.problem.physics.forced(base), self.problem.physics.forced(held)
         members = np.asarray(self.rates.members)[rows].tolist() if self.events else []
         for step, rate in rates:
+            if self.symmetrises and step % SYMMETRISED == 0:
+                symmetrise(torch.view_as_complex(w), self.problem.physics.dimensions)
             if response is not None:
                 response.add(Start(step, rows, w, self.transform), base, rate, held)
             elif rate is not None:

@@ -221,7 +221,7 @@ def _score_rungs(
             log.get().info(f"advise: {rung.name} done")
         clocks["none"] = costs.bare(trials.started(trials.bare(), ROWS), trials.span)
         clocks["DNS"] = costs.bare(trials.started(experiment.problem, ROWS), trials.span)
-        seconds = costs.fastest(clocks, trials.span)
+        seconds = costs.fastest(clocks)
     steps = [
         Step(
             rung.name,

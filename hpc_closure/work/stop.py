@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 EXIT_STOPPED = 75
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP")
@@ -36,9 +36,16 @@ class Stop:
 
     A second Ctrl-C interrupts at once. Under ``nohup`` a closed terminal does nothing.
 
+    The handlers of before come back at the end. A program that ends once it was stopped sets
+    ``Stop.process_ends``, and the signals are ignored from then on: Slurm sends SIGTERM more than
+    once, and one that arrives while Python shuts down would replace exit code 75, with which the
+    job is requeued.
+
     Args:
         max_elapsed: time limit in seconds, or None.
     """
+
+    process_ends: ClassVar[bool] = False
 
     def __init__(self, max_elapsed: float | None = None):
         self.deadline = None if max_elapsed is None else time.monotonic() + max_elapsed
@@ -58,6 +65,8 @@ class Stop:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
+            if self.process_ends and self.reason and number != signal.SIGINT:
+                handler = signal.SIG_IGN
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._previous = {}
 

@@ -1,11 +1,12 @@
 """Long coupled runs: number of lost members, and spectra of the others.
 
 Every member runs under the closure from a start of the experiment's rollout, or of the validation
-trajectories, far beyond the DNS. The bare solver runs beside it from every start. The enstrophy
-per shell, averaged over all but the first quarter of the run, is compared with that of the DNS
-from the start on, over the trajectories of the same part. Errors are those of means over
-trajectories. A lost member is in no spectrum, so the record has their number. If draws may be
-rescaled into the range of the training, the record has the rate per shell.
+trajectories, far beyond the DNS. The bare solver runs beside it from every start. The square of
+the state per shell, averaged over all but the first quarter of the run, is compared with that of
+the DNS from the start on, over the trajectories of the same part: enstrophy of a vorticity, energy
+of the velocities of a solenoidal flow, and of other states every field's own. Errors are those of
+means over trajectories. A lost member is in no spectrum, so the record has their number. If draws
+may be rescaled into the range of the training, the record has the rate per shell.
 """
 
 import math
@@ -27,7 +28,7 @@ from hpc_closure.experiment.schema import Experiment
 from hpc_closure.rollout.block import coupled_run, start, stored
 from hpc_closure.spectral.modes.grid import Grid, to_spectra
 
-COLUMNS = {"shell": "d", "dns": ".3e", "share": ".4f"} | dict.fromkeys(
+COLUMNS = {"field": "s", "shell": "d", "dns": ".3e", "share": ".4f"} | dict.fromkeys(
     ("model", "model_error", "none", "none_error", "rescaled_share"), ".3f"
 )
 SETTLED = 0.25  # share of a run before its spectra are averaged
@@ -42,7 +43,7 @@ def run(
     report: Callable[[int, int], None] = lambda call, lost: None,
     part: str = "test",
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Run the members; returns records, one per shell, and remarks.
+    """Run the members; returns records, one per field and shell, and remarks.
 
     Args:
         experiment: a trained experiment with its data.
@@ -62,7 +63,7 @@ def run(
     data = open_data(held.experiment, held.run)
     closure = artifact.load(folder.model).to(device)
     rollout = experiment.rollout.model_copy(
-        update={"references": ("none",), "rungs": (), "after_release": 0.0}
+        update={"baselines": ("none",), "rungs": (), "after_release": 0.0}
     )
     experiment = experiment.model_copy(update={"rollout": rollout})
     cases = None
@@ -73,7 +74,9 @@ def run(
     calls = max(1, steps // rollout.interval)
     stride = max(1, calls // LOOKS)
     calls -= calls % stride
-    sums = {name: _Spectra(coupled.simulations[name].grid) for name in ("model", "none")}
+    fields = _fields(experiment)
+    names = ("model", "none")
+    sums = {name: _Spectra(coupled.simulations[name].grid, len(fields)) for name in names}
     for call in range(stride, calls + 1, stride):
         coupled.advance(stride)
         lost = {name: coupled.simulations[name].mark_lost() for name in sums}
@@ -81,8 +84,13 @@ def run(
             for name, spectra in sums.items():
                 spectra.add(coupled.simulations[name].state)
         report(call, int(lost["model"].sum()))
-    truth = _of_the_data(experiment, data, coupled.cases)
-    records = _records(truth, {name: spectra.means for name, spectra in sums.items()})
+    truth = _of_the_data(experiment, data, coupled.cases, len(fields))
+    means = {name: spectra.means for name, spectra in sums.items()}
+    records = []
+    for index, field in enumerate(fields):
+        of_field = {name: values[:, index] for name, values in means.items()}
+        named = {"field": field} if field else {}
+        records += [named | row for row in _records(truth[:, index], of_field)]
     taken = calls * rollout.interval
     length = f"{taken} steps, {taken * experiment.generate.dt:g} time units"
     remarks = [
@@ -115,11 +123,23 @@ def _guard(counts: np.ndarray, expected: Tensor | None, records: Sequence[dict[s
     return f"{words}; of the DNS's own closures {float(expected[0]):.2%} would be"
 
 
-class _Spectra:
-    """Mean enstrophy per shell of every trajectory."""
+def _fields(experiment: Experiment) -> tuple[str, ...]:
+    """Return the fields with spectra of their own; "" is the only one, or all velocities."""
+    physics = experiment.problem.physics
+    alone = physics.solenoidal or not physics.channel_shape
+    return ("",) if alone else tuple(channel.name for channel in physics.channels)
 
-    def __init__(self, grid: Grid):
-        self.grid, self.count = grid, 0
+
+class _Spectra:
+    """Mean square per shell of every trajectory.
+
+    Args:
+        grid: grid of the states.
+        num_fields: number of fields with spectra of their own; 1 adds those of all.
+    """
+
+    def __init__(self, grid: Grid, num_fields: int):
+        self.grid, self.num_fields, self.count = grid, num_fields, 0
         self.total = torch.zeros(())
 
     def add(self, states: Tensor) -> None:
@@ -129,14 +149,18 @@ class _Spectra:
 
     @property
     def means(self) -> np.ndarray:
-        """Mean enstrophy (trajectories, shells) of the trajectories that are not lost."""
-        means = (self.total / self.count).numpy()
-        return means[np.isfinite(means).all(1)]
+        """Means (trajectories, fields, shells) of the trajectories that are not lost."""
+        total = self.total / self.count
+        total = total.view(len(total), self.num_fields, -1, total.shape[-1]).sum(2)
+        means = total.numpy()
+        return means[np.isfinite(means).all((1, 2))]
 
 
-def _of_the_data(experiment: Experiment, data: DataSet, cases: list[int]) -> np.ndarray:
+def _of_the_data(
+    experiment: Experiment, data: DataSet, cases: list[int], num_fields: int
+) -> np.ndarray:
     grid = experiment.problem.replace(grid=experiment.train_grid).make_grid()
-    spectra = _Spectra(grid)
+    spectra = _Spectra(grid, num_fields)
     for index in range(data.time_index(experiment.rollout.t_start), len(data.times)):
         fields = torch.from_numpy(stored(data, cases, index, grid=grid.size)).double()
         spectra.add(to_spectra(fields, grid.mode_counts))

@@ -8,6 +8,7 @@ cost of the true ensemble is that of the DNS.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -25,14 +26,24 @@ DNS_ROWS = 4  # number of DNS members
 ROUNDS = 6  # timed rounds, of which the first is a warm-up
 
 
-Clock = tuple[Callable[[], float], int]  # function that returns seconds per interval, members
+class Clock(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        interval: runs one closure interval and returns its seconds.
+        members: number of members that run together.
+        span: length of the interval in time units.
+    """
+
+    interval: Callable[[], float]
+    members: int
+    span: float
 
 
 def measure(inputs: Inputs) -> dict[str, float]:
     """Measure microseconds per member and time unit, by method of the coupled table."""
     with one_thread():
-        span, clocks = _clocks(inputs)
-        return fastest(clocks, span, inputs.stop.check)
+        return fastest(_clocks(inputs), inputs.stop.check)
 
 
 @contextlib.contextmanager
@@ -47,34 +58,33 @@ def one_thread() -> Iterator[None]:
 
 
 def fastest(
-    clocks: Mapping[str, Clock], span: float, check: Callable[[], None] = lambda: None
+    clocks: Mapping[str, Clock], check: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
     """Time all clocks in turn; return the least microseconds per member and time unit, by name.
 
     Args:
-        clocks: function that runs an interval and returns its seconds, and the number of members.
-        span: length of an interval in time units.
+        clocks: what is timed, by name.
         check: called between two intervals, e.g. to check the stop flag.
     """
     best: dict[str, float] = {}
     for turn in range(ROUNDS):
-        for name, (clock, rows) in clocks.items():
+        for name, (interval, members, span) in clocks.items():
             check()
-            spent = clock() / rows / span
+            spent = interval() / members / span
             if turn:
                 best[name] = min(spent, best.get(name, float("inf")))
     return {name: 1e6 * seconds for name, seconds in best.items()}
 
 
-def _clocks(inputs: Inputs) -> tuple[float, dict[str, Clock]]:
-    """Return the length of a closure interval and a clock for every method."""
+def _clocks(inputs: Inputs) -> dict[str, Clock]:
+    """Return a clock for every method."""
     experiment = inputs.experiment
     number = min(ROWS, experiment.rollout.trajectories)
     model_run = _run(inputs, inputs.closure, number)
-    clocks: dict[str, Clock] = {inputs.model: (_model(model_run), number)}
+    clocks = {inputs.model: _model(model_run, number)}
     for compared in inputs.chosen:
         run = _run(inputs, inputs.compared[compared.name], number, compared.experiment)
-        clocks[compared.name] = (_model(run), number)
+        clocks[compared.name] = _model(run, number)
     span, model = model_run.coupling.span, model_run.simulations["model"]
     solver = simulation_of(model.problem, range(len(model.members)), 0, device=inputs.device)
     clocks["none"] = bare(solver.load_state(0, model.state), span)
@@ -88,7 +98,7 @@ def _clocks(inputs: Inputs) -> tuple[float, dict[str, Clock]]:
         rows = range(number if model_run.exact else DNS_ROWS)
         full = Simulation(problem, rows, experiment.seed, device=inputs.device)
         clocks["oracle"] = bare(full.initialise(), span)
-    return span, clocks
+    return clocks
 
 
 def _run(
@@ -98,39 +108,46 @@ def _run(
     other: Experiment | None = None,
     rungs: Sequence[Rung] = (),
 ) -> CoupledRun:
-    """Start a coupled run without references, whose time would otherwise be included.
+    """Start a coupled run without baselines, whose time would otherwise be included.
 
     Args:
         inputs: inputs of the evaluation.
         closure: closure in the solver.
         number: number of trajectories.
-        other: experiment of a compared run; None for the experiment that is evaluated.
+        other: experiment of a compared run, whose grid, step, interval and sensors are taken;
+            None for the experiment that is evaluated.
         rungs: bare solvers to start beside it.
     """
     experiment, data = inputs.experiment, inputs.data
-    if other is not None and other.train_grid != experiment.train_grid:
+    other = other or experiment
+    if other.train_grid != experiment.train_grid:
         held = HeldOut.of(other)
         experiment, data = other, open_data(held.experiment, held.run)
-    sensors = (other or experiment).rollout.sensors
+    sensors = other.rollout.sensors
     if closure.config["conditions"]["sensors"] == "none":
         sensors = None
-    changes = {"references": (), "rungs": tuple(rungs), "sensors": sensors}
+    changes = {
+        "baselines": (),
+        "rungs": tuple(rungs),
+        "sensors": sensors,
+        "interval": other.rollout.interval,
+    }
     rollout = experiment.rollout.model_copy(update=changes)
-    experiment = experiment.model_copy(update={"rollout": rollout})
+    experiment = experiment.model_copy(update={"rollout": rollout, "reduced": other.reduced})
     run = coupled_run(experiment, closure, data, range(number), inputs.device)
     start(run, data, experiment)
     return run
 
 
-def _model(run: CoupledRun) -> Callable[[], float]:
-    """Return a function that runs one interval of solver and closure and returns its seconds."""
+def _model(run: CoupledRun, members: int) -> Clock:
+    """Return a clock of solver and closure."""
 
     def interval() -> float:
         before = run.seconds["solver"] + run.seconds["closure"]
         run.advance(1)
         return run.seconds["solver"] + run.seconds["closure"] - before
 
-    return interval
+    return Clock(interval, members, run.coupling.span)
 
 
 def bare(simulation: Ensemble, span: float) -> Clock:
@@ -144,4 +161,4 @@ def bare(simulation: Ensemble, span: float) -> Clock:
             torch.cuda.synchronize(simulation.device)
         return time.perf_counter() - began
 
-    return interval, len(simulation.members)
+    return Clock(interval, len(simulation.members), span)

@@ -60,6 +60,9 @@ class Equation(Family):
     channels: ClassVar[tuple[Channel, ...]] = (Channel("vorticity", "1/time", "pseudo-scalar"),)
     #: whether the velocity of :attr:`velocity_channels` has no divergence, and so have closures
     solenoidal: ClassVar[bool] = False
+    #: whether linear terms let modes grow; then round-off between modes k and -k, which the
+    #: nonlinear term does not see, would grow with them
+    amplifies: ClassVar[bool] = False
 
     equation: str
     length: SideLengths = Field(

@@ -123,6 +123,10 @@ class NavierStokesTerms(Terms):
 class Power:
     """The force ``power u_low / (2 E_low)`` on the modes of ``forcing.reach``.
 
+    u_low is the solenoidal part of the velocity, with modes k and -k of a real field. The force
+    grows with u_low. Without the projections it would amplify round-off, which the rest of the
+    equation does not see, until divergence ends the run after some hundred eddy times.
+
     Args:
         forcing: power and reach.
         transform: transform of the grid.
@@ -140,29 +144,59 @@ class Power:
         #: places of this rank's low modes among its own modes and among all low modes
         self.local = (here >= 0).nonzero().flatten().to(transform.device)
         self.places = here[here >= 0].to(transform.device)
-        weights = grid.weights.expand(grid.shape)[low]
-        self.weights = weights.to(transform.device, transform.real)
+
+        def of_low(values: Tensor) -> Tensor:
+            return values.expand(grid.shape)[low].to(transform.device, transform.real)
+
+        self.weights = of_low(grid.weights)
+        direction = torch.stack([of_low(k) for k in grid.k])
+        self.direction = (direction / direction.square().sum(0).sqrt())[..., None]
+        wavevectors = torch.stack([k.expand(grid.shape)[low] for k in grid.integer_k], 1)
+        place = {tuple(k): index for index, k in enumerate(wavevectors.tolist())}
+        # only where the last wavenumber is zero are both k and -k stored
+        opposite = [place.get(tuple(-k for k in key), place[key]) for key in place]
+        self.opposite = torch.tensor(opposite, device=transform.device)
+        both = of_low((grid.integer_k[-1] == 0).double())[:, None]
+        #: weights of a mode and of the opposite one in their mean as modes of a real field
+        self.mean = 1 - 0.5 * both, 0.5 * both * both.new_tensor([1.0, -1.0])
 
     def add(self, w: Tensor, out: Tensor) -> None:
         """Add the force to ``out``; both are contiguous ``(members, 3, ..., 2)``."""
         import numpy as np
         import torch
 
-        modes, rate = w.flatten(2, -2), out.flatten(2, -2)
-        low = modes[:, :, self.local]
+        low = self._projected(self._gathered(w.flatten(2, -2)[:, :, self.local]))
         square = low.square()
-        power = square.new_zeros(len(w), len(self.weights))
-        power[:, self.places] = square[:, 0].sum(-1) + square[:, 1].sum(-1) + square[:, 2].sum(-1)
-        # Each mode is on one rank and not negative, and its largest value over the ranks is it.
-        every = self.transform.maximum((power * self.weights).cpu().numpy())
+        power = square[:, 0].sum(-1) + square[:, 1].sum(-1) + square[:, 2].sum(-1)
         # a cumulative sum adds in the order of the modes, whatever the batch
-        twice_energy = torch.from_numpy(np.cumsum(every, 1)[:, -1:]).to(out)
-        rate.index_add_(2, self.local, low * (self.power / twice_energy)[..., None, None])
+        twice_energy = np.cumsum((power * self.weights).cpu().numpy(), 1)[:, -1:]
+        factor = (self.power / torch.from_numpy(twice_energy).to(out))[..., None, None]
+        out.flatten(2, -2).index_add_(2, self.local, low[:, :, self.places] * factor)
 
     def force(self, w: Tensor) -> Tensor:
         """Return the force as a new tensor that autograd differentiates, on a single rank."""
-        low = w.flatten(2, -2)[:, :, self.local]
+        low = self._projected(w.flatten(2, -2)[:, :, self.local])
         twice_energy = (low.square().sum((1, 3)) * self.weights).sum(1)
         force = low * (self.power / twice_energy)[:, None, None, None]
         out = w.new_zeros(*w.shape).flatten(2, -2)
         return out.index_add(2, self.local, force).view(w.shape)
+
+    def _gathered(self, own: Tensor) -> Tensor:
+        """Return all low modes (members, 3, modes, 2) from this rank's."""
+        import numpy as np
+        import torch
+
+        if self.transform.num_ranks == 1:
+            return own
+        # each mode is on one rank, and its largest value over the ranks is that rank's
+        low = own.new_full((*own.shape[:2], len(self.weights), 2), -np.inf)
+        low[:, :, self.places] = own
+        return torch.from_numpy(self.transform.maximum(low.numpy()))
+
+    def _projected(self, low: Tensor) -> Tensor:
+        """Return the solenoidal part (members, 3, modes, 2) of the real field with these modes."""
+        import torch
+
+        low = torch.addcmul(low * self.mean[0], low[:, :, self.opposite], self.mean[1])
+        x, y, z = (low * self.direction).unbind(1)
+        return torch.addcmul(low, (x + y + z)[:, None], self.direction, value=-1)

@@ -31,6 +31,7 @@ class TwoLayerQG(Equation):
         Channel("q_upper", "1/time", "pseudo-scalar"),
         Channel("q_lower", "1/time", "pseudo-scalar"),
     )
+    amplifies: ClassVar[bool] = True
 
     equation: Literal["two_layer_qg"] = "two_layer_qg"
     beta: Finite = Field(0.0, description="gradient of the planetary vorticity")

@@ -400,6 +400,11 @@ def hermitian(w_hat: Tensor, dimensions: int = 2) -> Tensor:
     return out
 
 
+def symmetrise(w_hat: Tensor, dimensions: int = 2) -> None:
+    """Do in place what :func:`hermitian` does in a copy."""
+    _mirror(w_hat[..., 0].clone(), w_hat[..., 0], dimensions - 1)
+
+
 def _mirror(values: Tensor, out: Tensor, sides: int) -> None:
     """Write the conjugates of modes ``k`` to modes ``-k`` of ``out``; every side has both signs.
 
