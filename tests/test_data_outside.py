@@ -195,6 +195,21 @@ def test_larger_sets_are_streamed(tmp_path):
         assert (streamed.gather(numbers)[name] == held.gather(numbers)[name]).all()
 
 
+def test_validation_adds_a_quarter_to_the_memory_of_a_training(tmp_path):
+    path = case.netcdf(tmp_path / "a.nc", STATE, CLOSURE)
+    section = {"steps": 5, "batch": 8, "split": [0.6, 0.3, 0.1]}
+    held = {}
+    for name, factor in (("streams", 0.99), ("holds", 2.0)):
+        one = case.experiment(tmp_path, case.section(path), "x", train=section)
+        train_set, _ = train.samples(one, open_data(one))
+        gib = factor * train_set.bytes / 2**30
+        one = case.experiment(
+            tmp_path, case.section(path), "x", train=section | {"memory_gib": gib}
+        )
+        held[name] = [part.resident for part in train.samples(one, open_data(one))]
+    assert held == {"streams": [False, False], "holds": [True, True]}
+
+
 def test_changed_files_are_noticed(tmp_path):
     path = case.netcdf(tmp_path / "a.nc", STATE, CLOSURE)
     experiment = case.experiment(tmp_path, case.section(path))

@@ -248,6 +248,63 @@ def test_states_beyond_the_training_are_counted_as_in_python(kit):
     kit.call("hc_close", unknown)
 
 
+SINGLE = """
+program single
+   use hpc_closure
+   implicit none
+   type(c_ptr) :: closure
+   character(4096) :: folder
+   real(c_float) :: w(32, 32, 20), u(32, 32, 20), none(32, 32, 20, 4)
+   integer :: states, closures, call
+   call get_command_argument(1, folder)
+   call hc_must(hc_open(folder, 20_c_int64_t, 11_c_int64_t, closure))
+   none = 0
+   call hc_must(hc_begin_f32(closure, closures=none))
+   open (newunit=states, file="states.bin", access="stream", form="unformatted")
+   open (newunit=closures, file="closures.bin", access="stream", form="unformatted")
+   read (states) w
+   do call = 1, 3
+      call hc_must(hc_draw_f32(closure, w, u))
+      write (closures) u
+   end do
+   call hc_close(closure)
+end program
+"""
+
+
+def test_fields_of_single_precision(kit, tmp_path):
+    state = first_states("subgrid_backscatter").astype(np.float32)
+    process, handle = kit.process("subgrid_backscatter"), kit.open()
+    expected = np.stack([process(state.astype(np.float64)) for _ in range(3)])
+    u, found = np.empty_like(state), []
+    assert kit.call("hc_begin_f32", handle, None, np.zeros((4, *state.shape), np.float32)) == 0
+    for _ in range(3):
+        assert kit.call("hc_draw_f32", handle, state, u) == 0, kit.said()
+        found.append(u.copy())
+    assert difference(np.stack(found), expected) < AGREE
+    assert kit.call("hc_draw_f32", handle, None, u) == 1 and "not NULL" in kit.said()
+    state[3, 1, 2] = np.nan
+    assert kit.call("hc_draw_f32", handle, state, u) == 1 and "state" in kit.said()
+    kit.call("hc_close", handle)
+    if shutil.which("gfortran") is None:
+        return
+    first_states("subgrid_backscatter").astype(np.float32).tofile(tmp_path / "states.bin")
+    (tmp_path / "single.f90").write_text(SINGLE)
+    library = next(kit.build.rglob("libhpc_closure.so"))
+    module = kit.folders["subgrid_backscatter"] / "hpc_closure.f90"
+    build = ["gfortran", module, "single.f90", "-o", "single", library]
+    libraries = Path(torch.__file__).parent / "lib"
+    paths = [f"-Wl,-rpath,{one}" for one in (library.parent, libraries)]
+    paths += [f"-Wl,-rpath-link,{libraries}"]
+    for command in ([*build, *paths], ["./single", kit.folders["subgrid_backscatter"]]):
+        done = subprocess.run(
+            list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    found = np.fromfile(tmp_path / "closures.bin", np.float32).reshape(expected.shape)
+    assert difference(found, expected) < AGREE
+
+
 def test_the_basic_model_interface_counts_time(kit):
     command = [kit.build / "bmi_cpp", kit.folders["subgrid_backscatter"]]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)

@@ -11,8 +11,9 @@ from hpc_closure.experiment.sources.faults import CODES, STRUCTURAL
 from hpc_closure.experiment.sources.reference import Reference
 from hpc_closure.spectral.recipe import Count, NonNegative, Positive, Section, SideLengths
 
-# keys that say where the data are, or which faults are accepted, and not what they are
-WHERE = ("path", "accept", "found")
+# keys that say where the data are, how they are read, or which faults are accepted, and not what
+# they are
+WHERE = ("path", "accept", "found", "unpack")
 
 
 def _by_channel(value: Any) -> Any:
@@ -28,6 +29,11 @@ Variables = Annotated[
     dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], str],
     BeforeValidator(_by_channel),
 ]
+
+
+def _expanded(path: str) -> str:
+    """Return a path without variables of the environment and ~, absolute."""
+    return os.path.abspath(os.path.expandvars(os.path.expanduser(path)))
 
 
 class DataFilter(Section):
@@ -141,6 +147,11 @@ class Data(Section):
     gap: NonNegative | None = Field(
         None, description="time left out between two parts; none = the correlation time"
     )
+    unpack: str | None = Field(
+        None,
+        description="folder on a local disk, such as $TMPDIR: values that are read are unpacked "
+        "once, to a nameless file there, for compressed files; none = in every epoch",
+    )
     accept: tuple[str, ...] = Field(
         (), description="codes of faults that are accepted (docs/your_data.md)"
     )
@@ -184,7 +195,12 @@ class Data(Section):
     def patterns(self) -> list[str]:
         """Return the paths and patterns, absolute."""
         texts = [self.path] if isinstance(self.path, str) else self.path
-        return [os.path.abspath(os.path.expandvars(os.path.expanduser(one))) for one in texts]
+        return [_expanded(one) for one in texts]
+
+    @property
+    def unpack_folder(self) -> str:
+        """Return the folder for unpacked values, absolute; "" if there is none."""
+        return _expanded(self.unpack) if self.unpack else ""
 
     def channels(self, physics: Any) -> list[str]:
         """Return the names of the fields in the order of the equation."""

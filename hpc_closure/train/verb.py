@@ -156,18 +156,22 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
         stride = Choices(experiment).stride
         reduced = reduced_problem(experiment.problem, grid, "subgrid", stride)
         source = Forecasts(store, Forecaster(reduced, experiment.generate.closure_interval))
-    train, valid = (
-        TrainingSet(
+
+    def subset(name: str, budget: int) -> TrainingSet:
+        return TrainingSet(
             source,
             parts[name],
             indices,
             grid=grid,
             past=past,
-            budget=round(section.memory_gib * 2**30),
+            budget=budget,
             seed=seed_of(experiment),
         )
-        for name in ("train", "valid")
-    )
+
+    budget = round(section.memory_gib * 2**30)
+    train = subset("train", budget)
+    # what validation adds to a full memory is at most a quarter
+    valid = subset("valid", max(budget - train.bytes, budget // 4))
     if experiment.model.gated and len(parts["valid"]) < LEAST:
         log.get().warning(
             f"{len(parts['valid'])} validation trajectories are too few to judge the trained "

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpc_closure.data.layout import STATE
+from hpc_closure.data.outside.unpacked import Unpacked
 from hpc_closure.data.reader import DataSet, strided
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.experiment.sources.faults import refuse
@@ -50,6 +51,9 @@ class OutsideData(DataSet):
         data = experiment.data
         assert data is not None and data.found is not None
         self.source = open_source(experiment)
+        self._values: Source | Unpacked = self.source
+        if data.unpack:
+            self._values = Unpacked(self.source, data.unpack_folder)
         self.folder = self.source.paths[0]  # named in messages
         found, physics = data.found, experiment.physics
         self._parts, self._gap = found.parts, found.gap
@@ -77,7 +81,7 @@ class OutsideData(DataSet):
         times = slice(first + start, first + max(start, stop), step)
         name = "closure" if field == "closure" else STATE
         channels = [field] if field in self._names and field != STATE else self._names
-        each = [self.source.read(trajectory, times, name, channel) for channel in channels]
+        each = [self._values.read(trajectory, times, name, channel) for channel in channels]
         values = np.stack(each, axis=1) if len(each) > 1 else each[0]
         values = values[0] if one else values
         return values if grid is None else strided(values, self.grid // grid, self.dimensions)
@@ -89,4 +93,4 @@ class OutsideData(DataSet):
         return f"{skipped} trajectories are left out (data.skip)" if skipped else ""
 
     def close(self) -> None:
-        self.source.close()
+        self._values.close()

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from hpc_closure.experiment.sources.faults import refuse
+from hpc_closure.experiment.sources.zarr_chunks import reader_of
 
 HDF5, NETCDF3, ZARR = "HDF5", "NetCDF 3", "Zarr"
 ENDS = (".h5", ".hdf5", ".hdf", ".nc", ".nc4", ".cdf", ".zarr")
@@ -224,7 +225,13 @@ def _open_zarr(path: Path) -> Opened:
         dims = attributes.get("_ARRAY_DIMENSIONS")
         dims = dims or getattr(item.metadata, "dimension_names", None) or (None,) * item.ndim
         opened.variables[name] = Variable(
-            name, item.shape, item.dtype, tuple(dims), attributes, item.chunks, item.__getitem__
+            name,
+            item.shape,
+            item.dtype,
+            tuple(dims),
+            attributes,
+            item.chunks,
+            reader_of(item, path),
         )
     return opened
 

@@ -495,6 +495,17 @@ struct hc_closure {
     return out;
   }
 
+  void begin(const double *first_states, const double *first_closures) {
+    std::deque<Array> read_states, read_closures;
+    for (int64_t i = 0; first_states && i < frames * lag; ++i)
+      read_states.push_back(spectra(first_states + i * field_size()));
+    for (int64_t i = 0; first_closures && i < previous; ++i)
+      read_closures.push_back(spectra(first_closures + i * field_size()));
+    clear();
+    states.swap(read_states);
+    closures.swap(read_closures);
+  }
+
   void draw(const double *state, const double *normals, double *u) {
     if (!state || !u) fail("hc_draw: expected arrays of states and closures, not NULL");
     check_finite(state, field_size(), "state");
@@ -798,22 +809,35 @@ int hc_open(const char *folder, int64_t members, const int64_t *ids, int64_t see
 void hc_close(hc_closure *h) { delete h; }
 
 int hc_begin(hc_closure *h, const double *states, const double *closures) {
+  return guarded([&] { return whole(h).begin(states, closures), HC_OK; });
+}
+
+int hc_begin_f32(hc_closure *h, const float *states, const float *closures) {
   return guarded([&] {
     hc_closure &own = whole(h);
-    std::deque<Array> read_states, read_closures;
-    for (int64_t i = 0; states && i < own.frames * own.lag; ++i)
-      read_states.push_back(own.spectra(states + i * own.field_size()));
-    for (int64_t i = 0; closures && i < own.previous; ++i)
-      read_closures.push_back(own.spectra(closures + i * own.field_size()));
-    own.clear();
-    own.states.swap(read_states);
-    own.closures.swap(read_closures);
-    return HC_OK;
+    auto in_double = [&](const float *values, int64_t fields) {
+      return values ? Array(values, values + fields * own.field_size()) : Array();
+    };
+    const Array first = in_double(states, own.frames * own.lag);
+    const Array second = in_double(closures, own.previous);
+    return own.begin(states ? first.data() : nullptr, closures ? second.data() : nullptr), HC_OK;
   });
 }
 
 int hc_draw(hc_closure *h, const double *state, double *u) {
   return guarded([&] { return whole(h).draw(state, nullptr, u), HC_OK; });
+}
+
+int hc_draw_f32(hc_closure *h, const float *state, float *u) {
+  return guarded([&] {
+    hc_closure &own = whole(h);
+    if (!state || !u) fail("hc_draw_f32: expected arrays of states and closures, not NULL");
+    const Array wide(state, state + own.field_size());
+    Array drawn(wide.size());
+    own.draw(wide.data(), nullptr, drawn.data());
+    std::transform(drawn.begin(), drawn.end(), u, [](double one) { return float(one); });
+    return HC_OK;
+  });
 }
 
 int hc_draw_with(hc_closure *h, const double *state, const double *normals, double *u) {

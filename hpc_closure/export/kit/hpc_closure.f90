@@ -10,7 +10,8 @@ module hpc_closure
    use, intrinsic :: iso_c_binding
    implicit none
    private
-   public :: c_ptr, c_null_ptr, c_int, c_int64_t, c_double
+   public :: c_ptr, c_null_ptr, c_int, c_int64_t, c_double, c_float
+   public :: hc_begin_f32, hc_draw_f32
    public :: hc_open, hc_close, hc_begin, hc_draw, hc_draw_with, hc_noise, hc_beyond
    public :: hc_save, hc_load, hc_pack, hc_unpack, hc_state_size, hc_noise_size, hc_shells
    public :: hc_earlier, hc_points, hc_fields, hc_dimensions, hc_field_size, hc_calls
@@ -38,6 +39,16 @@ module hpc_closure
          type(c_ptr), value :: closure
          real(c_double), intent(in) :: state(*)
          real(c_double), intent(out) :: u(*)
+      end function
+      integer(c_int) function c_begin_f32(closure, states, closures) bind(c, name="hc_begin_f32")
+         import
+         type(c_ptr), value :: closure, states, closures
+      end function
+      integer(c_int) function hc_draw_f32(closure, state, u) bind(c)
+         import
+         type(c_ptr), value :: closure
+         real(c_float), intent(in) :: state(*)
+         real(c_float), intent(out) :: u(*)
       end function
       integer(c_int) function hc_draw_with(closure, state, normals, u) bind(c)
          import
@@ -158,6 +169,18 @@ contains
       if (present(states)) first = c_loc(states)
       if (present(closures)) second = c_loc(closures)
       hc_begin = c_begin(closure, first, second)
+   end function
+
+   !> The same with fields of single precision.
+   integer(c_int) function hc_begin_f32(closure, states, closures)
+      type(c_ptr), intent(in) :: closure
+      real(c_float), intent(in), contiguous, optional, target :: states(..), closures(..)
+      type(c_ptr) :: first, second
+      first = c_null_ptr
+      second = c_null_ptr
+      if (present(states)) first = c_loc(states)
+      if (present(closures)) second = c_loc(closures)
+      hc_begin_f32 = c_begin_f32(closure, first, second)
    end function
 
    integer(c_int) function hc_save(closure, path)

@@ -43,6 +43,11 @@ int64_t hc_earlier(const hc_closure *h, int closures);
  * it, and later draws read zeros in its place. */
 int hc_draw(hc_closure *h, const double *state, double *u);
 
+/* The same for fields of single precision. Inside, the draw has the precision of the closure, and
+ * states are stored in double precision, so files of hc_save() serve both. */
+int hc_begin_f32(hc_closure *h, const float *states, const float *closures);
+int hc_draw_f32(hc_closure *h, const float *state, float *u);
+
 /* Draw with normal numbers of the caller, hc_noise_size(h) of them, in place of the keyed ones:
  * (draws, members, wavevectors, 2), for a mixture followed by (draws, members). Draws after the
  * first are those at knots of noise with memory, and must be repeated until the next knot. */

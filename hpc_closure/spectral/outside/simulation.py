@@ -52,7 +52,9 @@ class OutsideSimulation(Ensemble):
         if gone:
             fields[lost] = 0.0
         ends, self._hidden = self.solver.advance(fields, num_steps, self._hidden)
-        self.pairs.copy_(torch.view_as_real(self.spectra_of(ends)))
+        ends = ends.to(self.device, self.transform.real)
+        spectra = self.transform.analyse(ends.reshape(1, -1, *self.grid.sizes))
+        self.pairs.copy_(spectra.reshape(self.pairs.shape))
         if gone:
             self.pairs[lost] = torch.nan
         self.step_index += num_steps
