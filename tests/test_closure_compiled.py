@@ -243,9 +243,11 @@ def test_weights_that_are_elsewhere_are_not_read(counted):
 @torch.no_grad()
 def test_wrong_shapes_are_refused():
     stack, x = filled(Blocks(CHANNELS, 6, 3, 2, "auto")), fields(2)
-    for wrong in (x[:, :2], x[..., :8], fields(2, size=4)):
+    for wrong in (x[:, :2], fields(2, size=4)):
         with pytest.raises(ValueError, match="expected 3 channels on a square grid of at least 6"):
             stack(wrong)
+    with pytest.raises(ValueError, match="field is 10x8; modes=3 needs a square grid"):
+        stack(x[..., :8])
     with pytest.raises(ValueError, match="expected 24 of each sample"):
         stack(x, torch.zeros(1, 12, 1, 1))
     with pytest.raises(ValueError, match="expected 24 of each sample"):
