@@ -178,3 +178,36 @@ def test_two_layers_end_where_pyqg_ends(tmp_path):
         field = sim.fields([name])[name][0]
         assert (field - (fields * size)[0, layer]).abs().max() > 0.3 * field.abs().max()
         assert (field - expected[layer]).abs().max() < 1e-6 * field.abs().max()
+
+
+def test_three_dimensional_flow_ends_where_exponax_ends():
+    """ETDRK4 of decaying flow on 16^3, viscous enough that the grid holds it, to round-off."""
+    pytest.importorskip("jax")
+    exponax = pytest.importorskip("exponax")
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    flow = Problem(
+        equation="navier_stokes_3d",
+        grid=16,
+        length=2 * np.pi,
+        viscosity=0.05,
+        dt=0.02,
+        scheme="etdrk4",
+        initial={"kind": "band", "wavenumber": 2, "width": 1, "energy": 1.0},
+    )
+    simulation = Simulation(flow, [0], 1).initialise()
+    first = simulation.transform.to_physical(simulation.state)[0].clone()
+    last = simulation.advance(40).transform.to_physical(simulation.state)[0]
+    stepper = exponax.stepper.NavierStokesVelocity(
+        3,
+        flow.length,
+        flow.grid,
+        flow.dt,
+        diffusivity=flow.viscosity,
+        order=4,
+        dealiasing_fraction=(simulation.grid.modes + 1) / (flow.grid // 2),
+    )
+    found = exponax.repeat(stepper, 40)(jax.numpy.asarray(first.numpy()))
+    assert distance(last, first) > 0.5
+    assert distance(torch.from_numpy(np.asarray(found).copy()), last) < 1e-10
