@@ -109,15 +109,14 @@ def elapsed(folder: Path, workers: int, num_units: int, seconds: float) -> dict[
     for process in processes:
         process.join()
     columns = {name: times[number :: len(TIMES)] for number, name in enumerate(TIMES)}
-    mean, ended = {name: sum(column) / workers for name, column in columns.items()}, columns[
-        "ended"
-    ]
+    mean = {name: sum(column) / workers for name, column in columns.items()}
+    ended = max(columns["ended"])
     return {
-        "took": max(ended) - began,
+        "took": ended - began,
         "cpu": mean["cpu"],
         "start": mean["first"] - began,
         "between": mean["between"],
-        "end": max(ended) - mean["last"],
+        "end": ended - mean["last"],
     }
 
 

@@ -34,7 +34,7 @@ from hpc_closure.closure.fields.sensors import Sensors
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.request import fields as checked_fields
 from hpc_closure.spectral.modes.grid import to_fields, to_spectra
-from hpc_closure.spectral.modes.resolution import alike, retained_modes
+from hpc_closure.spectral.modes.resolution import points_of, retained_modes
 from hpc_closure.work import atomic
 
 __all__ = ["Memory", "Process"]
@@ -183,7 +183,7 @@ class Process:
                 f"{len(self.ids)} members of this process"
             )
         sides = self._form[1]
-        size = alike(tuple(tensor.shape[-sides:]))
+        size = points_of(tensor.shape, sides)
         spectra = to_spectra(tensor, retained_modes(size), sides)
         marks = getattr(self.closure, "beyond_training", lambda _: None)(spectra)
         self.beyond = None if marks is None else marks.double().mean(0)
@@ -258,7 +258,7 @@ class Process:
             for one in fields:
                 tensor = checked_fields("state", as_tensor(one), *self._form)
                 sides = self._form[1]
-                modes = retained_modes(alike(tuple(tensor.shape[-sides:])))
+                modes = retained_modes(points_of(tensor.shape, sides))
                 kept.append(to_spectra(tensor, modes, sides))
         return self
 

@@ -21,7 +21,7 @@ from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.method_names import GRANTED, MODEL
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral.modes.grid import to_fields, to_spectra
-from hpc_closure.spectral.modes.resolution import alike, per_side, retained_modes
+from hpc_closure.spectral.modes.resolution import per_side, points_of, retained_modes
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.work.session import Session
 
@@ -235,7 +235,7 @@ class Inputs:
 
     def forecast(self, states: Tensor) -> Tensor:
         """Return states (B, n, n) or (B, C, n, n) after a closure interval, without a closure."""
-        points = alike(tuple(states.shape[-self.dimensions :]))
+        points = points_of(states.shape, self.dimensions)
         return torch.from_numpy(self.forecaster(points).after(states.numpy()))
 
     def closures_of_replicas(self, key: tuple[int, int], grid: int) -> Tensor:

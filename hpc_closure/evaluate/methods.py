@@ -22,7 +22,7 @@ from hpc_closure.closure.fields.sensors import Sensors, fourier_interpolation, l
 from hpc_closure.closure.gaussian.exact import ExactLaw
 from hpc_closure.evaluate.context import Inputs, Snapshots
 from hpc_closure.evaluate.scores.rank_histogram import fourier_coordinates
-from hpc_closure.spectral.modes.resolution import alike, per_side, retained_modes
+from hpc_closure.spectral.modes.resolution import per_side, points_of, retained_modes
 
 NO_MEAN_GP = "the model has no mean and Gaussian law of its own"
 UNREAD = "replicas are draws of the law without readings, scored in other tables"
@@ -70,7 +70,7 @@ class Methods:
         self.sensors_in_words = layout_name(layout, self.sides)
         self.seed = experiment.evaluate.seed
         #: points per side of the snapshots; a tuple if sides have different numbers
-        self.grid = alike(tuple(snapshots.states.shape[-self.sides :]))
+        self.grid = points_of(snapshots.states.shape, self.sides)
         self.readings = None
         if layout is not None:
             rows = range(len(snapshots.states))

@@ -274,7 +274,7 @@ else:
 
 
 class ModelKeys(Section):
-    """Keys of every model."""
+    """Settings that every kind of model has."""
 
     preset: PresetName = Field(
         "default",

@@ -102,7 +102,7 @@ class Coupling:
 
     @property
     def span(self) -> float:
-        """Time of a closure interval."""
+        """Length of a closure interval in time units."""
         return self.rollout.interval * self.problem.dt
 
 

@@ -49,7 +49,7 @@ class StateConditions:
 
 @dataclass(frozen=True)
 class ResidualCoordinates:
-    """Band, grid and laws of q.
+    """Coordinates q in which residuals are learned and drawn: their band, grid and laws.
 
     Attributes:
         band: band of the model.

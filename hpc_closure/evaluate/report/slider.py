@@ -142,7 +142,7 @@ def draw(fields: Fields, most_bytes: int = MOST_BYTES) -> Slider:
 
 
 def _named(quantity: str) -> str:
-    """Return the begin of a sentence: a symbol, u say, stays as it is."""
+    """Return the first words of a sentence on a quantity; a symbol such as u keeps its case."""
     return quantity.capitalize() if len(quantity) > 2 else f"Field {quantity}"
 
 

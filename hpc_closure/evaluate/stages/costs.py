@@ -27,7 +27,7 @@ ROUNDS = 6  # timed rounds, of which the first is a warm-up
 
 
 class Clock(NamedTuple):
-    """What is timed.
+    """A method that is timed interval by interval.
 
     Attributes:
         interval: runs one closure interval and returns its seconds.
@@ -63,7 +63,7 @@ def fastest(
     """Time all clocks in turn; return the least microseconds per member and time unit, by name.
 
     Args:
-        clocks: what is timed, by name.
+        clocks: the methods, by name.
         check: called between two intervals, e.g. to check the stop flag.
     """
     best: dict[str, float] = {}
@@ -77,7 +77,7 @@ def fastest(
 
 
 def _clocks(inputs: Inputs) -> dict[str, Clock]:
-    """Return a clock for every method."""
+    """Return a clock for each row of the coupled table, by name of the method."""
     experiment = inputs.experiment
     number = min(ROWS, experiment.rollout.trajectories)
     model_run = _run(inputs, inputs.closure, number)

@@ -17,6 +17,11 @@ def alike(values: Any) -> Any:
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 
+def points_of(shape: Sequence[int], dimensions: int) -> Any:
+    """Return the points per side of fields of this shape; a tuple if sides differ."""
+    return alike(tuple(shape[-dimensions:]))
+
+
 def retained_modes(size: Any) -> Any:
     """Return the largest ``K`` with ``size >= 3 K + 1``; of points per side, one per side."""
     if isinstance(size, Sequence):
