@@ -485,10 +485,11 @@ def test_two_kinds_of_states_share_none():
 
 def test_the_share_of_time_in_units():
     (row,) = claims.run([2], 8, 0.2)
-    assert row["units_per_s"] < 10 and 0.1 < row["share"] < 1
-    between = 4e-3 * row["between_ms"]  # of four units per worker
+    assert row["units"] == 6 + 2 + 4  # the last two blocks in two and in four
+    assert row["units_per_s"] < 15 and 0.1 < row["share"] < 1
+    between = 6e-3 * row["between_ms"]  # of six units per worker
     took = row["start_s"] + 4 * 0.2 + between + row["end_s"]
-    assert took == pytest.approx(8 / row["units_per_s"], rel=0.3)
+    assert took == pytest.approx(12 / row["units_per_s"], rel=0.3)
 
 
 def test_claims_that_make_no_sense_are_one_line(hpc_closure_command):

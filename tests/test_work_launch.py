@@ -159,7 +159,7 @@ def work_on_a_gpu(folder, index, seconds):
     torch.cuda.is_available = lambda: True
     torch.cuda.device_count = lambda: int(os.environ["FAKE_GPUS"])
     device = launch.choose_device("auto", shared=True)
-    ledger = claims_bench.ledger_of(folder)
+    ledger = claims_bench.ledger_of(folder, WORKERS * PER_GPU, 1)
 
     def run_unit(unit, claim):
         begin = time.monotonic()
@@ -169,7 +169,7 @@ def work_on_a_gpu(folder, index, seconds):
         record = {"node": node, "device": device, "begin": begin, "end": time.monotonic()}
         atomic.append_jsonl(folder / "units.jsonl", {**record, "worker": index})
 
-    loop.work(ledger, ledger.plan(WORKERS * PER_GPU, 1), run_unit, stop=Stop())
+    loop.work(ledger, ledger.plan(), run_unit, stop=Stop())
     os._exit(0)
 
 

@@ -12,7 +12,7 @@ from hpc_closure.experiment.folder import Run
 from hpc_closure.work import atomic, claims, hdf5, header, log, units
 from hpc_closure.work.loop import work
 from hpc_closure.work.stop import Stop, Stopped
-from hpc_closure.work.units import Ledger, Unit, plan
+from hpc_closure.work.units import Cuts, Ledger, Unit, plan
 from hpc_closure.work.worker import Hopeless
 
 
@@ -60,6 +60,19 @@ def test_plan_is_aligned():
     assert names(plan(10, 4)) == ["000000-000003", "000004-000007", "000008-000009"]
     assert names(plan(range(3, 9), 4)) == ["000003-000003", "000004-000007", "000008-000008"]
     assert names(plan([0, 1, 5, 6, 2], 20)) == ["000000-000002", "000005-000006"]
+
+
+def test_the_last_block_of_every_worker_is_cut_again():
+    cuts = Cuts(20, members=20 * 100, workers=10)
+    sizes = [len(unit.members) for unit in plan(20 * 100, cuts)]
+    assert sizes == [20] * 90 + [10] * 10 + [5] * 20
+    last = plan(range(20 * 99 + 7, 20 * 100), cuts)
+    assert names(last) == ["001987-001989", "001990-001994", "001995-001999"]
+    odd = plan(50, Cuts(7, members=50, workers=2))
+    assert [len(unit.members) for unit in odd] == [7] * 6 + [4, 3] + [1]
+    assert [member for unit in odd for member in unit.members] == list(range(50))
+    few = plan(20 * 19, Cuts(20, members=20 * 19, workers=10))
+    assert {len(unit.members) for unit in few} == {20}
 
 
 @pytest.mark.parametrize("members, per_block", [(0, 4), ([], 4), ([-1], 4), (4, 0)])

@@ -15,7 +15,7 @@ from hpc_closure.work import atomic, claims, hdf5, header, launch, log
 from hpc_closure.work import units as units_module
 from hpc_closure.work.loop import work
 from hpc_closure.work.stop import Stop
-from hpc_closure.work.units import Unit, plan
+from hpc_closure.work.units import Ledger, Unit, plan
 from hpc_closure.work.worker import LONGEST, Worker, divide
 
 
@@ -34,7 +34,13 @@ def test_many_workers_have_short_leases():
     """With 512 workers and three units for each, one with six would keep all others waiting."""
     assert {len(lease.units) for lease in divide(plan(3 * 512, 1), 512)} == {1}
     sizes = [len(lease.units) for lease in divide(plan(100_000, 1), 512)]
-    assert sizes[0] == LONGEST and sizes[-2047:] == [1] * 2047
+    assert sizes[0] == LONGEST and sizes == sorted(sizes, reverse=True)
+
+
+def test_workers_deal_half_of_what_is_left_at_a_time():
+    """All leases of a deal have one size, so the first worker has no more to do than the last."""
+    sizes = [len(lease.units) for lease in divide(plan(80, 1), 4)]
+    assert sizes == [10] * 4 + [5] * 4 + [2] * 4 + [1] * 12
 
 
 def test_a_lease_has_no_gap():
@@ -56,9 +62,21 @@ def worker_of(run, units, index=0, count=1, wait="none"):
 def test_workers_begin_with_leases_of_their_own(run):
     units = plan(40, 1)
     workers = [worker_of(run, units, index, 4) for index in range(4)]
-    own = [[lease.units[0].index for lease in worker.own] for worker in workers]
-    assert own == [list(range(index, 40, 4)) for index in range(4)]
-    assert [worker.next(Stop()).index for worker in workers] == [0, 1, 2, 3]
+    own = [[unit.index for lease in worker.own for unit in lease.units] for worker in workers]
+    assert sorted(sum(own, [])) == list(range(40))
+    assert [worker.next(Stop()).index for worker in workers] == [0, 5, 10, 15]
+
+
+def test_whole_blocks_that_others_have_not_begun_come_before_own_short_ones(run):
+    ledger = Ledger(run, "generate", "abc", members=4 * 24, per_block=4, workers=4)
+    units, stop = ledger.plan(), Stop()
+    worker = Worker(ledger, units, (1, 4), False, "none")
+    taken = []
+    while (unit := worker.next(stop)) is not None:
+        taken.append(len(unit.members))
+        write(ledger, unit)
+        worker.record_result(unit, None)
+    assert taken[:20] == [4] * 20 and sorted(taken[20:]) == [1] * 8 + [2] * 4
 
 
 def test_a_unit_that_another_claim_contains_is_left_to_its_owner(run):
@@ -69,7 +87,7 @@ def test_a_unit_that_another_claim_contains_is_left_to_its_owner(run):
     ledger = ledger_of(run)
     alone = worker_of(run, units[1:2])
     assert alone.next(Stop()) == units[1]
-    many = worker_of(run, units, 0, 100)
+    many = worker_of(run, units, 0, 150)
     taken = [many.next(Stop())]
     while many.held:
         taken.append(many.held.popleft())
@@ -87,7 +105,7 @@ def test_a_dead_owner_of_an_overlapping_claim_does_not_block(run):
     process.start()
     process.join()
     assert path.exists()
-    worker = worker_of(run, units, 0, 100)
+    worker = worker_of(run, units, 0, 150)
     assert worker.next(Stop()).index == 0
     assert [unit.index for unit in worker.held] == [1, 2]
     assert not path.exists()
@@ -188,7 +206,7 @@ def test_a_single_unit_is_claimed_by_its_own_name(run):
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace counts the calls")
 def test_a_unit_makes_few_calls_to_the_file_system(tmp_path):
     """Per unit: create and rename; per lease four more."""
-    made = claims_bench.calls(tmp_path / "run", 1, 300)
+    made = claims_bench.calls(tmp_path / "run", 1, 300, 0.0)
     leases = len(divide(plan(300, 1)))
     per_lease = (made.total() - 2 * 300) / leases
     assert made["rename"] == 300 and per_lease < 4.5, made
@@ -197,10 +215,10 @@ def test_a_unit_makes_few_calls_to_the_file_system(tmp_path):
 
 def test_workers_with_a_core_each_spend_their_time_in_units(tmp_path):
     """On a simulated clock, so that this machine's cores do not limit it."""
-    spent = claims_bench.simulated(tmp_path / "run", 8, 160, 10.0)
+    spent = claims_bench.simulated(tmp_path / "run", 16, 160, 10.0)
     assert launch.worker() == (0, 1)
-    assert len(list((tmp_path / "run" / "rollout").iterdir())) == 160
-    assert 0.9 < spent["busy"] / spent["took"] < 1.0  # the rest is the wait for the last
+    assert len(list((tmp_path / "run" / "rollout").iterdir())) == 160 + 8 + 3 * 8
+    assert 0.96 < spent["busy"] / spent["took"] < 1.0  # the rest is the wait for the last
     assert spent["took"] == pytest.approx(
         spent["start"] + spent["busy"] + spent["between"] + spent["end"]
     )

@@ -28,6 +28,7 @@ from hpc_closure.work.worker import Worker
 #: of each worker: seconds of processor time; times at which its first unit began, its last unit
 #: ended and it ended itself; seconds between its units
 TIMES = ("cpu", "first", "last", "ended", "between")
+PER_UNIT = 4  # members of a unit
 # columns of the table and their formats
 COLUMNS = {
     "workers": "",
@@ -42,9 +43,23 @@ COLUMNS = {
 }
 
 
-def ledger_of(folder: Path, stale_after: float = 600.0) -> units.Ledger:
-    """Return the books of the stage that is measured."""
-    return units.Ledger(Run(folder), "rollout", "empty", {"t_end": 1.0}, stale_after=stale_after)
+def ledger_of(folder: Path, num_units: int, workers: int, stale_after: float = 600.0) -> units.Ledger:
+    """Return the books of a stage of ``num_units`` blocks, of which the last ones are cut again."""
+    return units.Ledger(
+        Run(folder),
+        "rollout",
+        "empty",
+        {"t_end": 1.0},
+        stale_after=stale_after,
+        members=num_units * PER_UNIT,
+        per_block=PER_UNIT,
+        workers=workers,
+    )
+
+
+def length(unit: units.Unit, seconds: float, chance: random.Random) -> float:
+    """Return the seconds of a unit: ``seconds`` for a whole block, more or less by up to a fifth."""
+    return seconds * chance.uniform(0.8, 1.2) * len(unit.members) / PER_UNIT
 
 
 def publish(ledger: units.Ledger, unit: units.Unit, claim: claims.Claim | None) -> None:
@@ -63,16 +78,17 @@ def work_as(folder: Path, index: int, workers: int, num_units: int, seconds: flo
     cpu = time.process_time()
     os.environ[launch.WORKER] = f"{index}/{workers}"
     log.setup(verbosity=-1)
-    ledger = ledger_of(folder)
+    ledger = ledger_of(folder, num_units, workers)
+    chance = random.Random(index)
     spans: list[tuple[float, float]] = []  # begin and end of each unit's wait
 
     def run_unit(unit, claim):
         first = time.perf_counter()
-        time.sleep(seconds)
+        time.sleep(length(unit, seconds, chance))
         spans.append((first, time.perf_counter()))
         publish(ledger, unit, claim)
 
-    loop.work(ledger, ledger.plan(num_units, 1), run_unit, stop=Stop())
+    loop.work(ledger, ledger.plan(), run_unit, stop=Stop())
     ended = time.perf_counter()
     spans = spans or [(ended, ended)]
     between = sum(following[0] - span[1] for span, following in zip(spans, spans[1:]))
@@ -130,12 +146,12 @@ def simulated(folder: Path, workers: int, num_units: int, seconds: float) -> dic
     log.setup(verbosity=-1)
     stop, chance = Stop(), random.Random(0)
 
-    def steps_of(index: int) -> Iterator[None]:
+    def steps_of(index: int) -> Iterator[units.Unit]:
         os.environ[launch.WORKER] = f"{index}/{workers}"
-        ledger = ledger_of(folder)
-        worker = Worker(ledger, ledger.plan(num_units, 1), (index, workers), False, "none")
+        ledger = ledger_of(folder, num_units, workers)
+        worker = Worker(ledger, ledger.plan(), (index, workers), False, "none")
         while (unit := worker.next(stop)) is not None:
-            yield
+            yield unit
             publish(ledger, unit, worker.claim)
             worker.record_result(unit, None)
         worker.close(stop, alone=False)
@@ -147,10 +163,10 @@ def simulated(folder: Path, workers: int, num_units: int, seconds: float) -> dic
     while clock:
         now, index = heapq.heappop(clock)
         began = time.process_time()
-        has_unit = next(running[index], running) is None
+        unit = next(running[index], None)
         spent = time.process_time() - began
         cpu, ended = cpu + spent, max(ended, now + spent)
-        if not has_unit:
+        if unit is None:
             last += now
             continue
         if index in started:
@@ -158,19 +174,19 @@ def simulated(folder: Path, workers: int, num_units: int, seconds: float) -> dic
         else:
             start += spent
             started.add(index)
-        length = seconds * chance.uniform(0.8, 1.2)
-        busy += length
-        heapq.heappush(clock, (now + spent + length, index))
+        took = length(unit, seconds, chance)
+        busy += took
+        heapq.heappush(clock, (now + spent + took, index))
     del os.environ[launch.WORKER]
     mean = {"cpu": cpu, "start": start, "between": between, "busy": busy, "last": last}
     mean = {name: total / workers for name, total in mean.items()}
     return {**mean, "took": ended, "end": ended - mean.pop("last")}
 
 
-def calls(folder: Path, workers: int, num_units: int) -> Counter:
+def calls(folder: Path, workers: int, num_units: int, seconds: float) -> Counter:
     """Count the calls that name a file in ``folder``, by name of the system call."""
     trace = folder.with_name("trace")
-    program = [sys.executable, "-m", __name__, folder, workers, num_units, 0.0]
+    program = [sys.executable, "-m", __name__, folder, workers, num_units, seconds]
     subprocess.run(
         [
             "strace",
@@ -193,8 +209,7 @@ def calls(folder: Path, workers: int, num_units: int) -> Counter:
 def run(workers: list[int], num_units: int, seconds: float, simulate: bool = False) -> list[dict]:
     """Return a record per number of workers.
 
-    Calls are counted in a run of their own, because tracing slows a run, and only with units that
-    take no time.
+    Calls are counted in a run of their own, because tracing slows a run.
 
     Raises:
         RuntimeError: a unit is missing afterwards.
@@ -206,23 +221,24 @@ def run(workers: list[int], num_units: int, seconds: float, simulate: bool = Fal
             measure = simulated if simulate else elapsed
             spent = {"busy": num_units * seconds / number}
             spent |= measure(folder, number, num_units, seconds)
-            counts = ledger_of(folder).survey(num_units, 1).counts()
-            if counts["done"] != num_units:
-                raise RuntimeError(f"{folder}: {counts}, expected {num_units} done")
+            counts = ledger_of(folder, num_units, number).survey().counts()
+            if counts["done"] != counts["units"]:
+                raise RuntimeError(f"{folder}: {counts}, expected {counts['units']} done")
+            done = counts["done"]
             record: dict = {
                 "workers": number,
-                "units": num_units,
-                "units_per_s": num_units / spent["took"],
-                "cpu_ms": 1e3 * spent["cpu"] * number / num_units,
+                "units": done,
+                "units_per_s": done / spent["took"],
+                "cpu_ms": 1e3 * spent["cpu"] * number / done,
                 "start_s": spent["start"],
-                "between_ms": 1e3 * spent["between"] * number / num_units,
+                "between_ms": 1e3 * spent["between"] * number / done,
                 "end_s": spent["end"],
             }
             if seconds:
                 record["share"] = spent["busy"] / spent["took"]
-            elif shutil.which("strace"):
-                by_name = calls(Path(scratch, "traced"), number, num_units)
-                record["calls_per_unit"] = sum(by_name.values()) / num_units
+            if not simulate and shutil.which("strace"):
+                by_name = calls(Path(scratch, "traced"), number, num_units, seconds)
+                record["calls_per_unit"] = sum(by_name.values()) / done
                 record["calls"] = dict(by_name)
         records.append(record)
     return records

@@ -843,6 +843,10 @@ class Allocation(Section):
         description="submit even if other jobs have the units of this run: all workers share them",
     )
 
+    @property
+    def workers(self) -> int:
+        return self.nodes * self.workers_per_node
+
 
 class Cluster(Section):
     """Resources; they do not change results and are part of no hash (docs/design.md)."""

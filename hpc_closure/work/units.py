@@ -79,14 +79,58 @@ def members_of(names: Iterable[str]) -> set[int]:
     return members
 
 
-def plan(members: int | Iterable[int], per_block: int) -> list[Unit]:
-    """Return blocks of at most ``per_block`` members, cut at multiples of it.
+@dataclass(frozen=True)
+class Cuts:
+    """Where members are cut into blocks: a block is the same whichever other members are planned.
 
-    So a block is the same whichever other members are planned.
+    The last block of each worker is cut again: half of these blocks into two, the very last ones
+    into four. So no worker waits long for the last one.
+
+    Attributes:
+        per_block: members of a block (``cluster.members_per_block``).
+        members: number of members of the stage.
+        workers: processes that share the stage; with fewer than two blocks for each, no block is
+            cut again.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    per_block: int
+    members: int = 0
+    workers: int = 1
+
+    def __post_init__(self):
+        if self.per_block < 1:
+            raise ValueError(f"cluster.members_per_block={self.per_block}: expected at least 1")
+
+    def block(self, member: int) -> tuple[int, int]:
+        """Return the number of a member's block, and which part of it the member is in."""
+        block, place = divmod(member, self.per_block)
+        num_blocks = -(-self.members // self.per_block)
+        parts, left = 1, num_blocks - block
+        if num_blocks >= 2 * self.workers > 2:
+            parts = 4 if 2 * left <= self.workers else 2 if left <= self.workers else 1
+        return block, place // -(-self.per_block // parts)
+
+    def cut(self, members: Iterable[int]) -> list[tuple[int, ...]]:
+        """Return sorted ``members`` as runs of consecutive members, each within a block."""
+        blocks: list[list[int]] = []
+        for member in members:
+            follows = blocks and member == blocks[-1][-1] + 1
+            if follows and self.block(member) == self.block(member - 1):
+                blocks[-1].append(member)
+            else:
+                blocks.append([member])
+        return [tuple(block) for block in blocks]
+
+
+def plan(members: int | Iterable[int], cuts: Cuts | int) -> list[Unit]:
+    """Return blocks of members.
 
     Args:
         members: number of members, or their indices.
-        per_block: ``cluster.members_per_block``.
+        cuts: where they are cut; a number stands for blocks of that size.
 
     Raises:
         ValueError: no members, or a size below 1.
@@ -94,20 +138,8 @@ def plan(members: int | Iterable[int], per_block: int) -> list[Unit]:
     indices = sorted(set(range(members) if isinstance(members, int) else members))
     if not indices or indices[0] < 0:
         raise ValueError(f"members={members!r}: expected at least one member, none negative")
-    if per_block < 1:
-        raise ValueError(f"cluster.members_per_block={per_block}: expected at least 1")
-    return [Unit(index, block) for index, block in enumerate(_blocks(indices, per_block))]
-
-
-def _blocks(members: Sequence[int], per_block: int) -> list[tuple[int, ...]]:
-    """Return consecutive runs of sorted ``members``, cut at multiples of ``per_block``."""
-    blocks: list[list[int]] = []
-    for member in members:
-        if blocks and member == blocks[-1][-1] + 1 and member % per_block:
-            blocks[-1].append(member)
-        else:
-            blocks.append([member])
-    return [tuple(block) for block in blocks]
+    cuts = Cuts(cuts) if isinstance(cuts, int) else cuts
+    return [Unit(index, block) for index, block in enumerate(cuts.cut(indices))]
 
 
 @dataclass
@@ -146,6 +178,7 @@ class Ledger:
         stale_after: seconds without a sign of life after which a claim is stale.
         members: number of members of the stage.
         per_block: members computed together.
+        workers: processes that share the stage, see :class:`Cuts`.
 
     Attributes:
         give_up: if this many units fail first, all for one cause, the rest is not tried; 0 = every
@@ -163,10 +196,12 @@ class Ledger:
         stale_after: float = claims.STALE_AFTER,
         members: int = 0,
         per_block: int = 1,
+        workers: int = 1,
     ):
         self.run, self.stage, self.recipe = run, stage, recipe
         self.holds = json.loads(json.dumps(holds or {}))
-        self.stale_after, self.members, self.per_block = stale_after, members, per_block
+        self.stale_after, self.members = stale_after, members
+        self.cuts = Cuts(per_block, members, workers)
         self._known: dict[str, dict | bytes] = {}  # records of the manifest by file name
         self._new: list[dict] = []  # records that are not in the manifest yet
         self._listed: set[str] = set()  # names in the folder when the products were listed
@@ -186,7 +221,7 @@ class Ledger:
         """Return the books of a stage of an experiment."""
         generate, rollout = experiment.generate, experiment.rollout
         per_block, replicas = experiment.cluster.members_per_block, experiment.replicas.members
-        pilot = experiment.pilot
+        pilot, allocation = experiment.pilot, experiment.cluster.allocation
         pilot_end = rollout.t_start + max(experiment.evaluate.lead_times)
         number, per_block, holds = {
             "pilot": (
@@ -211,6 +246,7 @@ class Ledger:
             stale_after=experiment.cluster.claim_timeout,
             members=number,
             per_block=per_block,
+            workers=allocation.workers if allocation and stage == "rollout" else 1,
         )
         ledger.give_up = experiment.cluster.max_first_failures
         return ledger
@@ -338,7 +374,8 @@ class Ledger:
     ) -> list[Unit]:
         """Return all units of ``members``: existing products, and blocks for the other members.
 
-        By default of all members, in blocks of the ledger's size.
+        By default of all members, cut as the ledger says; ``per_block`` asks for blocks of one
+        size.
         """
         damaged: dict[Path, str] = {}
         units, (_, products) = self._plan(members, per_block, damaged)
@@ -346,9 +383,9 @@ class Ledger:
         return units
 
     def _plan(self, members, per_block, damaged):
-        members = self.members if members is None else members
-        per_block = per_block or self.per_block
-        requested = {member for unit in plan(members, per_block) for member in unit.members}
+        cuts = Cuts(per_block) if per_block else self.cuts
+        chosen = plan(self.members if members is None else members, cuts)
+        requested = {member for unit in chosen for member in unit.members}
         products = self.products(damaged)
         done, blocks, covered = set(), [], set()
         for product in products:
@@ -360,7 +397,7 @@ class Ledger:
             blocks.append((product.members, not is_done))
             if is_done:
                 done.add(product.first)
-        blocks += [(block, False) for block in _blocks(sorted(requested - covered), per_block)]
+        blocks += [(block, False) for block in cuts.cut(sorted(requested - covered))]
         blocks.sort()
         units = [Unit(index, *block) for index, block in enumerate(blocks)]
         return units, ({unit.name for unit in units if unit.members[0] in done}, products)

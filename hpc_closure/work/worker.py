@@ -26,10 +26,8 @@ from hpc_closure.work.units import Ledger, Unit, listing
 Wait = Literal["all", "job", "none"]
 
 LONGEST = 16  # units of a lease
-LEFT_AT_ONCE = 4  # further leases that nobody has which are tried before the next listing
 LOOKED_AT = 8  # leases of other workers that are looked at in one round of waiting
-LEASES = 256  # the units that are left are divided into at least this number of leases
-LEASES_PER_WORKER = 2  # and into this number per worker
+LEASES = 256  # one worker divides the units that are left into at least this number of leases
 
 
 @dataclass
@@ -89,26 +87,45 @@ class Lease:
         """Return the name of the claim: first and last member."""
         return unit_name(self.units[0].members[0], self.units[-1].members[-1])
 
+    @property
+    def members(self) -> int:
+        """Return the number of members."""
+        return sum(len(unit.members) for unit in self.units)
+
 
 def divide(units: Sequence[Unit], workers: int = 1) -> list[Lease]:
     """Divide a plan into leases, which depend on the plan and on the number of workers.
 
+    Workers that were started together deal half of what is left among them, then half of the rest
+    ("factoring", Hummel, Schonberg, Flynn, Commun. ACM 35 (1992)). For one worker, which may have
+    others beside it that it does not know of, every lease is a small part of what is left.
     Programs with other numbers of workers hold leases that overlap, and yield to each other.
 
     >>> from hpc_closure.work.units import plan
     >>> sizes = [len(lease.units) for lease in divide(plan(100_000, 20))]
     >>> sizes[0], sizes[-1], len(sizes), sum(sizes)
     (16, 1, 1160, 5000)
+    >>> sizes = [len(lease.units) for lease in divide(plan(100_000, 20), 512)]
+    >>> sizes[0], sizes[512], sizes[1024], sizes[-1]
+    (4, 2, 1, 1)
     """
-    leases, first = [], 0
-    least = max(LEASES, LEASES_PER_WORKER * workers)
+    leases, first, size = [], 0, 1.0  # members of a lease
+    left = sum(len(unit.members) for unit in units)
     while first < len(units):
-        size = max(1, min(LONGEST, (len(units) - first) // least))
-        last = first + 1
-        while last < min(first + size, len(units)) and _follow(units[last - 1], units[last]):
+        if workers == 1:
+            size = left / LEASES
+        elif len(leases) % workers == 0:
+            size = left / (2 * workers)
+        last, held = first + 1, len(units[first].members)
+        while (
+            last < min(first + LONGEST, len(units))
+            and held + len(units[last].members) <= size
+            and _follow(units[last - 1], units[last])
+        ):
+            held += len(units[last].members)
             last += 1
         leases.append(Lease(tuple(units[first:last])))
-        first = last
+        first, left = last, left - held
     return leases
 
 
@@ -173,7 +190,10 @@ class Worker:
                     self.failures[unit] = failures
         leases = divide(units, count)
         #: leases that this worker tries first
-        self.own = collections.deque(leases[index::count])
+        own = leases[index::count]
+        self.own = collections.deque(lease for lease in own if self._is_long(lease))
+        #: own leases of blocks that were cut again, for when no worker has left a whole block
+        self.last = [lease for lease in own if not self._is_long(lease)]
         first = round(index * len(leases) / count)
         self.leases = leases[first:] + leases[:first]  # in the order in which it takes others
         self.free: set[str] = set()  # names of leases that nobody had at the last listing
@@ -226,6 +246,10 @@ class Worker:
             if self.own:
                 self._take(self.own.popleft())
                 continue
+            if self.last:
+                if not self._take_left(long=True):
+                    self.own, self.last = collections.deque(self.last), []
+                continue
             if self._take_left():
                 continue
             if not self.pending or not self._waits():
@@ -241,32 +265,35 @@ class Worker:
             pause = min(2.0 if self.wait == "job" else 10.0, 1.5 * pause)
         return None
 
-    def _take_left(self) -> bool:
+    def _is_long(self, lease: Lease) -> bool:
+        """Return whether a lease holds a whole block."""
+        return lease.members >= self.ledger.cuts.per_block
+
+    def _take_left(self, long: bool = False) -> bool:
         """Claim a lease that nobody has, or whose owner is dead; return whether there was one.
+
+        ``long``: only one of whole blocks that nobody has.
 
         Products and claims are listed once. Of the leases with a claim a few are looked at, others
         in the next round, so that many waiting workers do not read all claims of all others.
         """
         self.ledger.close_books()  # the others read there what is done
         unsure = self._drop_done(list(self.pending), quick=True)
-        left = [lease for lease in self.leases if not unsure.issuperset(self._todo(lease))]
-        if unsure and not left and self.wait != "none":
+        leases = [lease for lease in self.leases if self._is_long(lease)] if long else self.leases
+        left = [lease for lease in leases if not unsure.issuperset(self._todo(lease))]
+        if unsure and not left and not long and self.wait != "none":
             self._drop_done(list(unsure))
-            left = [lease for lease in self.leases if self._todo(lease)]
+            left = [lease for lease in leases if self._todo(lease)]
         claimed = {entry.name for entry in listing(self.folder)} if left else set()
         free = [lease for lease in left if f"{lease.name}.claim" not in claimed]
         rest = [lease for lease in left if f"{lease.name}.claim" in claimed]
         # who does not wait looks at one: the first worker of a job, which waits, looks at them all
-        number = LOOKED_AT if self.wait != "none" else 1
+        number = 0 if long else LOOKED_AT if self.wait != "none" else 1
         self.round += number
         turn = self.round % len(rest) if rest else 0
         looked_at = (rest[turn:] + rest[:turn])[:number]
         self.free = {lease.name for lease in free}
-        for number, lease in enumerate(free, 1):
-            if self._take(lease):
-                self.own.extend(free[number : number + LEFT_AT_ONCE])
-                return True
-        return any(self._take(lease) for lease in looked_at)
+        return any(self._take(lease) for lease in [*free, *looked_at])
 
     def _waits(self) -> bool:
         """Return whether to wait for a unit that is claimed by another program."""
