@@ -146,6 +146,17 @@ def test_the_first_lines_say_which_data_set_it_is(path, tested, capsys):
         assert "the second data set second (seed 77)" in capsys.readouterr().out
 
 
+def test_opponents_are_coupled_on_the_second_data_set_too(path):
+    beside = ["name=beside", "use.data=small", "train.opponents=[resampled]"]
+    tested = [*beside, "use.test=second", "rollout.initial_conditions=5"]
+    run_all(path, [train], *beside)
+    run = Run.of(run_all(path, [rollout, evaluate], *tested))
+    lines = [line.split(",") for line in (run.evaluate / "scores.csv").read_text().splitlines()]
+    assert "resampled" in {line[lines[0].index("method")] for line in lines[1:]}
+    starts = CoupledEnsemble(list((run.opponents / "resampled" / "rollout").glob("*.h5"))).cases
+    assert starts == CoupledEnsemble(list(run.rollout.glob("*.h5"))).cases
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -6,7 +6,7 @@ from the same starts and compared in every table. Its run folder is RUN/opponent
 
 from pathlib import Path
 
-from hpc_closure.experiment.folder import Run
+from hpc_closure.experiment.folder import Run, run_at
 from hpc_closure.experiment.models import PRESETS
 from hpc_closure.experiment.schema import Conditions, Experiment, Use
 
@@ -41,10 +41,11 @@ def _experiment(experiment: Experiment, name: str) -> Experiment:
     mean = FIRST if shared and FIRST in experiment.train.opponents else None
     steps = experiment.train.steps
     plain |= {"base": None, "name": name, "root": str(run.opponents)}
-    plain["use"] = Use(data=str(data), mean=mean)
+    test = run_at(run.root, experiment.use.test) if experiment.use.test else None
+    plain["use"] = Use(data=str(data), mean=mean, test=str(test.root) if test else None)
     plain["train"] |= {"opponents": (), "rollout_training": None}
     plain["train"] |= {"steps": max(1, round(AFTER_MEAN * steps)) if mean else steps}
     plain["replicas"] = {}
-    plain["rollout"] |= {"baselines": (), "sensors": None}
+    plain["rollout"] |= {"baselines": (), "rungs": (), "sensors": None}
     plain["evaluate"] |= {"compare": {}, "sensors": (), "event": None}
     return Experiment.model_validate(plain)
