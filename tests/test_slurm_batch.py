@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import test_data_outside_ranks as outside
 from slurm_payload import Ensemble, with_tests
 
 from hpc_closure.experiment import reading
@@ -276,3 +277,21 @@ def test_rollouts_by_submitit_and_by_hand_are_those_of_the_pipeline(finished, te
         task = int(name == "000002-000003") + 1
         log = (run.root / f"hand.{task}.log").read_text()
         assert f"rollout {name}: start" in log
+
+
+def test_files_of_others_go_through_the_pipeline(testbed, tmp_path):
+    """Closures computed by two ranks, training, a rollout by an array, and the report."""
+    inline = outside.experiment(tmp_path, "inline")
+    queue = outside.experiment(tmp_path, "queue")
+    jobs = "cluster={device: cpu, threads: 1, members_per_block: 2, profile: testbed, walltime: 10m}"
+    hpc_closure("submit", tmp_path / "queue.yaml", jobs)
+    hpc_closure("generate", tmp_path / "inline.yaml")
+    testbed.drain()
+    by_queue, by_hand = Run.of(queue), Run.of(inline)
+    logs = "\n".join(one.read_text()[-1500:] for one in by_queue.root.rglob("*_log.out"))
+    assert by_queue.report.exists(), logs
+    assert outside.products(queue) == outside.products(inline)
+    shutil.copytree(by_queue.folder("train"), by_hand.folder("train"))
+    hpc_closure("rollout", tmp_path / "inline.yaml")
+    for path in by_hand.rollout.iterdir():
+        assert hdf5.sha256_datasets(by_queue.rollout / path.name) == hdf5.sha256_datasets(path)
