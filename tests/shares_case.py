@@ -19,8 +19,8 @@ from train_case import run_fit
 
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.composed import centre
-from hpc_closure.closure.composed.judging import samples_improve
 from hpc_closure.closure.composed.part_selection import Gate, ImprovementGate
+from hpc_closure.closure.fitting.judging import samples_improve
 from hpc_closure.closure.model import ClosureModel, Phase
 from hpc_closure.data.samples import Past, TrainingSet
 from hpc_closure.train import processes

@@ -8,8 +8,8 @@ import torch
 from hpc_closure.bench.model.known import Known, fit
 from hpc_closure.closure.composed import centre
 from hpc_closure.closure.composed.generators import Drawn
-from hpc_closure.closure.composed.phases import draw_pairs
 from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fitting.phases import draw_pairs
 from hpc_closure.closure.model import Request
 
 GRID, SEEN, UNSEEN = 16, 1500, 300

@@ -10,8 +10,8 @@ import hpc_closure
 from hpc_closure.bench.model.known import Known, fit
 from hpc_closure.closure import artifact
 from hpc_closure.closure.artifact import build
-from hpc_closure.closure.composed.phases import take_mean
 from hpc_closure.closure.fields import keyed_noise
+from hpc_closure.closure.fitting.phases import take_mean
 from hpc_closure.closure.gaussian.conditioning import Observed
 from hpc_closure.closure.model import Request
 from hpc_closure.spectral.modes.grid import resize

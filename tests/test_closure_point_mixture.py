@@ -11,11 +11,11 @@ from torch import Tensor
 import hpc_closure
 from hpc_closure.closure import artifact
 from hpc_closure.closure.artifact import build
-from hpc_closure.closure.composed.judging import judge_spread
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.losses import crps
 from hpc_closure.closure.fields.modes import band
 from hpc_closure.closure.fields.two_normals import TwoNormals
+from hpc_closure.closure.fitting.judging import judge_spread
 from hpc_closure.closure.gaussian.conditioning import Observed
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.reductions import Reader

@@ -10,8 +10,8 @@ from trajectory_case import GRID as COARSE
 from trajectory_case import INTERVAL, PROBLEM, REDUCED, SEED, data
 
 from hpc_closure.closure.artifact import build
-from hpc_closure.closure.composed.coupled_phases import choose_share
-from hpc_closure.closure.composed.steady import HEAVY, STEP, LongRuns, RunResult, lower
+from hpc_closure.closure.fitting.coupled_phases import choose_share
+from hpc_closure.closure.fitting.steady import HEAVY, STEP, LongRuns, RunResult, lower
 from hpc_closure.closure.model import Request
 from hpc_closure.closure.reductions import Reader
 from hpc_closure.spectral.simulation import Simulation

@@ -283,7 +283,9 @@ def test_files_of_others_go_through_the_pipeline(testbed, tmp_path):
     """Closures computed by two ranks, training, a rollout by an array, and the report."""
     inline = outside.experiment(tmp_path, "inline")
     queue = outside.experiment(tmp_path, "queue")
-    jobs = "cluster={device: cpu, threads: 1, members_per_block: 2, profile: testbed, walltime: 10m}"
+    jobs = (
+        "cluster={device: cpu, threads: 1, members_per_block: 2, profile: testbed, walltime: 10m}"
+    )
     hpc_closure("submit", tmp_path / "queue.yaml", jobs)
     hpc_closure("generate", tmp_path / "inline.yaml")
     testbed.drain()

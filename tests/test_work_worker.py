@@ -15,7 +15,7 @@ from hpc_closure.work import atomic, claims, hdf5, header, launch, log
 from hpc_closure.work import units as units_module
 from hpc_closure.work.loop import work
 from hpc_closure.work.stop import Stop
-from hpc_closure.work.units import Ledger, Unit, plan
+from hpc_closure.work.units import Cuts, Ledger, Unit, plan
 from hpc_closure.work.worker import LONGEST, Worker, divide
 
 
@@ -68,7 +68,7 @@ def test_workers_begin_with_leases_of_their_own(run):
 
 
 def test_whole_blocks_that_others_have_not_begun_come_before_own_short_ones(run):
-    ledger = Ledger(run, "generate", "abc", members=4 * 24, per_block=4, workers=4)
+    ledger = Ledger(run, "generate", "abc", cuts=Cuts(4, members=4 * 24, workers=4))
     units, stop = ledger.plan(), Stop()
     worker = Worker(ledger, units, (1, 4), False, "none")
     taken = []

@@ -10,7 +10,7 @@ import torch
 from conftest import four_verbs, members_of
 
 import hpc_closure
-from hpc_closure.closure.composed.rollout_training import RolloutLoss
+from hpc_closure.closure.fitting.rollout_training import RolloutLoss
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.forecasts import Forecaster
 from hpc_closure.data.reader import DataSet

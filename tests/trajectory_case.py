@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from hpc_closure.closure.artifact import build
-from hpc_closure.closure.composed.coupled_phases import train_through
-from hpc_closure.closure.composed.rollout_training import RolloutLoss
+from hpc_closure.closure.fitting.coupled_phases import train_through
+from hpc_closure.closure.fitting.rollout_training import RolloutLoss
 from hpc_closure.closure.model import RolloutTraining
 from hpc_closure.closure.targets import Target, reduced_problem
 from hpc_closure.data.samples import Past, TrainingSet

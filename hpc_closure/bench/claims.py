@@ -43,22 +43,22 @@ COLUMNS = {
 }
 
 
-def ledger_of(folder: Path, num_units: int, workers: int, stale_after: float = 600.0) -> units.Ledger:
-    """Return the books of a stage of ``num_units`` blocks, of which the last ones are cut again."""
+def ledger_of(
+    folder: Path, num_units: int, workers: int, stale_after: float = 600.0
+) -> units.Ledger:
+    """Return the books of a stage of ``num_units`` blocks, the last of which are cut again."""
     return units.Ledger(
         Run(folder),
         "rollout",
         "empty",
         {"t_end": 1.0},
         stale_after=stale_after,
-        members=num_units * PER_UNIT,
-        per_block=PER_UNIT,
-        workers=workers,
+        cuts=units.Cuts(PER_UNIT, num_units * PER_UNIT, workers),
     )
 
 
 def length(unit: units.Unit, seconds: float, chance: random.Random) -> float:
-    """Return the seconds of a unit: ``seconds`` for a whole block, more or less by up to a fifth."""
+    """Return the seconds of a unit: those of a whole block, more or less by up to a fifth."""
     return seconds * chance.uniform(0.8, 1.2) * len(unit.members) / PER_UNIT
 
 

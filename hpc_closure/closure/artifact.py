@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from hpc_closure.closure.composed.phases import compose
 from hpc_closure.closure.fields.sensors import Sensors
+from hpc_closure.closure.fitting.phases import compose
 from hpc_closure.closure.header import Header, read_header, shipped
 from hpc_closure.closure.model import ClosureModel, Request
 from hpc_closure.closure.part_report import PartReport

@@ -173,7 +173,7 @@ def _of_blocks(ledger: units.Ledger, queued: set[int]) -> Stage:
     try:
         found = ledger.survey(queued=queued)
     except ValueError as error:  # products of another experiment
-        number = len(units.plan(ledger.members, ledger.cuts))
+        number = len(units.plan(ledger.cuts.members, ledger.cuts))
         counts = {"units": number, **dict.fromkeys(STATES, 0), "missing": number}
         return Stage(counts, problems=[str(error)])
     broken = {unit.name for unit in found.states["failed"]}

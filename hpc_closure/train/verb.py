@@ -193,8 +193,8 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     from hpc_closure.closure.artifact import build
     from hpc_closure.closure.composed import coupled_phases
     from hpc_closure.closure.composed.model import CompositeClosure
-    from hpc_closure.closure.composed.rollout_training import RolloutLoss
-    from hpc_closure.closure.composed.steady import LongRuns
+    from hpc_closure.closure.fitting.rollout_training import RolloutLoss
+    from hpc_closure.closure.fitting.steady import LongRuns
     from hpc_closure.closure.model import RolloutTraining
     from hpc_closure.closure.targets import reduced_problem
 

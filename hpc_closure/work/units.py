@@ -27,7 +27,7 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,9 +176,7 @@ class Ledger:
         holds: content of a finished product: exactly these outputs, up to ``t_end`` or later, for
             example ``{"t_end": 40.0, "outputs": ["velocity"]}``.
         stale_after: seconds without a sign of life after which a claim is stale.
-        members: number of members of the stage.
-        per_block: members computed together.
-        workers: processes that share the stage, see :class:`Cuts`.
+        cuts: number of members of the stage, and where they are cut into blocks.
 
     Attributes:
         give_up: if this many units fail first, all for one cause, the rest is not tried; 0 = every
@@ -194,14 +192,11 @@ class Ledger:
         recipe: str,
         holds: dict | None = None,
         stale_after: float = claims.STALE_AFTER,
-        members: int = 0,
-        per_block: int = 1,
-        workers: int = 1,
+        cuts: Cuts = Cuts(1),
     ):
         self.run, self.stage, self.recipe = run, stage, recipe
         self.holds = json.loads(json.dumps(holds or {}))
-        self.stale_after, self.members = stale_after, members
-        self.cuts = Cuts(per_block, members, workers)
+        self.stale_after, self.cuts = stale_after, cuts
         self._known: dict[str, dict | bytes] = {}  # records of the manifest by file name
         self._new: list[dict] = []  # records that are not in the manifest yet
         self._listed: set[str] = set()  # names in the folder when the products were listed
@@ -222,6 +217,7 @@ class Ledger:
         generate, rollout = experiment.generate, experiment.rollout
         per_block, replicas = experiment.cluster.members_per_block, experiment.replicas.members
         pilot, allocation = experiment.pilot, experiment.cluster.allocation
+        workers = allocation.workers if allocation and stage == "rollout" else 1
         pilot_end = rollout.t_start + max(experiment.evaluate.lead_times)
         number, per_block, holds = {
             "pilot": (
@@ -244,9 +240,7 @@ class Ledger:
             recipe=experiment.stage_hash(stage),
             holds=holds,
             stale_after=experiment.cluster.claim_timeout,
-            members=number,
-            per_block=per_block,
-            workers=allocation.workers if allocation and stage == "rollout" else 1,
+            cuts=Cuts(per_block, number, workers),
         )
         ledger.give_up = experiment.cluster.max_first_failures
         return ledger
@@ -384,7 +378,7 @@ class Ledger:
 
     def _plan(self, members, per_block, damaged):
         cuts = Cuts(per_block) if per_block else self.cuts
-        chosen = plan(self.members if members is None else members, cuts)
+        chosen = plan(self.cuts.members if members is None else members, cuts)
         requested = {member for unit in chosen for member in unit.members}
         products = self.products(damaged)
         done, blocks, covered = set(), [], set()

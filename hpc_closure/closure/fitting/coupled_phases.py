@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from hpc_closure.closure.composed.generators import Generator
 from hpc_closure.closure.composed.model import CompositeClosure
-from hpc_closure.closure.composed.phases import FitLaw, rounded, weights_of
 from hpc_closure.closure.composed.reading import CHECK_SEED
-from hpc_closure.closure.composed.rollout_training import RolloutLoss, Scale
-from hpc_closure.closure.composed.steady import ROUNDS, LongRuns, in_words, lower
+from hpc_closure.closure.fitting.phases import FitLaw, rounded, weights_of
+from hpc_closure.closure.fitting.rollout_training import RolloutLoss, Scale
+from hpc_closure.closure.fitting.steady import ROUNDS, LongRuns, in_words, lower
 from hpc_closure.closure.model import ClosedFormPhase, Phase, RolloutTraining
 from hpc_closure.closure.reductions import Reader
 

@@ -30,14 +30,6 @@ from torch import Tensor, nn
 from hpc_closure.closure.composed import centre
 from hpc_closure.closure.composed.copula import fit_copula
 from hpc_closure.closure.composed.generators import Generator, Modes, Resampled
-from hpc_closure.closure.composed.judging import (
-    check_memory,
-    judge_amplitude,
-    judge_generator,
-    judge_mean,
-    judge_spread,
-    samples_improve,
-)
 from hpc_closure.closure.composed.learned_score import PosteriorScore
 from hpc_closure.closure.composed.mixture import Mixture, principal
 from hpc_closure.closure.composed.model import CompositeClosure
@@ -47,6 +39,14 @@ from hpc_closure.closure.composed.reading import CHECK_SEED, residuals, snapshot
 from hpc_closure.closure.composed.statistics import NO_CENTRE, Batch, Statistics, generator_grid
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.modes import band, largest_count
+from hpc_closure.closure.fitting.judging import (
+    check_memory,
+    judge_amplitude,
+    judge_generator,
+    judge_mean,
+    judge_spread,
+    samples_improve,
+)
 from hpc_closure.closure.gaussian.channel_covariance import ChannelCovariance
 from hpc_closure.closure.gaussian.conditioning import Learned
 from hpc_closure.closure.gaussian.kriging import StationaryGaussian
