@@ -10,10 +10,10 @@ import hpc_closure
 from hpc_closure.bench.physics import stability
 from hpc_closure.closure.artifact import build
 from hpc_closure.closure.compatibility import check_fits
-from hpc_closure.closure.composed import rollout_training
 from hpc_closure.closure.fields import keyed_noise
 from hpc_closure.closure.fields.features import carried, feature_spectra
 from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fitting import rollout_training
 from hpc_closure.closure.fitting.rollout_training import RolloutLoss
 from hpc_closure.closure.process import Memory
 from hpc_closure.closure.targets import reduced_problem

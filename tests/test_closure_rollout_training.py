@@ -8,7 +8,7 @@ import torch
 import trajectory_case as case
 
 from hpc_closure.closure.artifact import Closure, load, save
-from hpc_closure.closure.composed import rollout_training
+from hpc_closure.closure.fitting import rollout_training
 from hpc_closure.closure.header import Header
 from hpc_closure.closure.process import Memory
 from hpc_closure.closure.reductions import Reader

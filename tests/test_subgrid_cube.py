@@ -10,8 +10,8 @@ from cube_case import divergence
 
 import hpc_closure
 from hpc_closure.bench.physics import stability
-from hpc_closure.closure.composed import rollout_training
 from hpc_closure.closure.fields.modes import band
+from hpc_closure.closure.fitting import rollout_training
 from hpc_closure.closure.fitting.rollout_training import RolloutLoss
 from hpc_closure.closure.targets import reduced_problem
 from hpc_closure.data.reader import CoupledEnsemble, DataSet

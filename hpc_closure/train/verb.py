@@ -88,8 +88,8 @@ def seed_of(experiment: Experiment) -> int:
 def take_mean(model: "ClosureModel", experiment: Experiment) -> None:
     """Use the mean of another model (``use.mean``) if that model has a network."""
     import hpc_closure
-    from hpc_closure.closure.composed import phases
     from hpc_closure.closure.composed.model import CompositeClosure
+    from hpc_closure.closure.fitting import phases
 
     key = f"use.mean={experiment.use.mean}"
     path = model_at(experiment.folder, str(experiment.use.mean))
@@ -191,8 +191,8 @@ def samples(experiment: Experiment, store: "DataSet") -> "tuple[TrainingSet, Tra
 def build_model(experiment: Experiment) -> "ClosureModel":
     """Build the model of the experiment, with fresh weights and its phases."""
     from hpc_closure.closure.artifact import build
-    from hpc_closure.closure.composed import coupled_phases
     from hpc_closure.closure.composed.model import CompositeClosure
+    from hpc_closure.closure.fitting import coupled_phases
     from hpc_closure.closure.fitting.rollout_training import RolloutLoss
     from hpc_closure.closure.fitting.steady import LongRuns
     from hpc_closure.closure.model import RolloutTraining

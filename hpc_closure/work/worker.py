@@ -109,7 +109,8 @@ def divide(units: Sequence[Unit], workers: int = 1) -> list[Lease]:
     >>> sizes[0], sizes[512], sizes[1024], sizes[-1]
     (4, 2, 1, 1)
     """
-    leases, first, size = [], 0, 1.0  # members of a lease
+    leases: list[Lease] = []
+    first, size = 0, 1.0  # size: members of a lease
     left = sum(len(unit.members) for unit in units)
     while first < len(units):
         if workers == 1:
