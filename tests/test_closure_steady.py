@@ -61,10 +61,10 @@ class Scripted:
 
     def sample_hat(self, request):
         self.asked.append(request)
-        if request.tell is not None:
+        if request.on_rescaled is not None:
             beyond = torch.zeros(len(request.members), SHELLS, dtype=torch.bool)
             beyond[: self.far, 3] = True
-            request.tell(beyond)
+            request.on_rescaled(beyond)
         return torch.full_like(request.state, self.push)
 
 
@@ -83,7 +83,9 @@ def test_a_long_run_starts_from_every_trajectory_and_counts_its_second_half():
     batch = next(iter(valid_reader()))
     trajectories = batch["member"].unique().tolist()
     assert len(closure.asked) == 6
-    assert [request.tell is not None for request in closure.asked] == 3 * [False] + 3 * [True]
+    assert [request.on_rescaled is not None for request in closure.asked] == 3 * [False] + 3 * [
+        True
+    ]
     rows = 2 * len(trajectories)
     assert len(closure.asked[0].members) == rows == len(set(closure.asked[0].members))
     assert one.rescaled == pytest.approx(2 / rows)

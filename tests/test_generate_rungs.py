@@ -81,12 +81,12 @@ def test_the_step_is_the_longest_that_leaves_the_bare_errors_alone(made, trials)
     def errors(stride):
         return trials.errors(trials.run(reduced_problem(made.problem, 24, "subgrid", stride)))
 
-    least, tells = errors(1), trials.telling(errors(1))
-    ratio = (errors(choice.stride).mean(1) / least.mean(1))[tells]
+    least, informative = errors(1), trials.informative(errors(1))
+    ratio = (errors(choice.stride).mean(1) / least.mean(1))[informative]
     assert (ratio - 1).abs().max() <= 0.01
     longer = [n for n in range(choice.stride + 1, 41) if 40 % n == 0]
     for stride in longer:
-        ratio = (errors(stride).mean(1) / least.mean(1))[tells]
+        ratio = (errors(stride).mean(1) / least.mean(1))[informative]
         assert not (ratio - 1).abs().max() <= 0.01, stride
     assert 0 < choice.cfl < 2
 

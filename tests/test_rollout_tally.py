@@ -32,8 +32,8 @@ class Scripted:
         for (call, row), shells in self.script.items():
             if call == request.call and row in request.members:
                 beyond[request.members.index(row), shells] = True
-        if request.tell is not None:
-            request.tell(beyond)
+        if request.on_rescaled is not None:
+            request.on_rescaled(beyond)
         drawn = torch.zeros_like(request.state)
         if self.lose is not None and request.call >= 1 and self.lose in request.members:
             drawn[request.members.index(self.lose)] = torch.nan

@@ -222,7 +222,9 @@ def test_fields_of_one_to_three_sides_are_conditioned(path, changes):
     request = Request(state, range(40), seed=1, previous=previous[:, None])
     blind = closure.model.sample_batch(request)
     beyond: list[torch.Tensor] = []  # a draw with a rescaled shell does not have the values read
-    drawn = closure.model.sample_batch(replace(request, sensors=sensors, tell=beyond.append))
+    drawn = closure.model.sample_batch(
+        replace(request, sensors=sensors, on_rescaled=beyond.append)
+    )
     inside = ~beyond[0].any(1)
     assert int(inside.sum()) > 20
     drawn = drawn[inside]

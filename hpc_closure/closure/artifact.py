@@ -180,7 +180,7 @@ class Closure:
 
     @property
     def guarded(self) -> int:
-        """Number of shells of a draw that may be rescaled (``Request.tell``); 0 = none."""
+        """Number of shells of a draw that may be rescaled (``Request.on_rescaled``); 0 = none."""
         return self.model.guarded
 
     def beyond_training(self, state_hat: Tensor) -> Tensor | None:

@@ -137,8 +137,8 @@ class Request:
         grid: points per side of the caller's grid, a tuple if sides have different numbers, if
             ``state`` is a spectrum; None = the smallest that retains its modes.
         stage: part of the key: draws of different stages are independent.
-        tell: called with (members, shells) bool, the shells of each draw that were rescaled, if
-            the model checks them (:attr:`ClosureModel.guarded`); None = no call.
+        on_rescaled: called with (members, shells) bool, the shells of each draw that were
+            rescaled, if the model checks them (:attr:`ClosureModel.guarded`); None = no call.
     """
 
     state: Tensor
@@ -153,7 +153,7 @@ class Request:
     method: str | None = None
     grid: Any = None
     stage: str = "sample"
-    tell: Callable[[Tensor], None] | None = None
+    on_rescaled: Callable[[Tensor], None] | None = None
 
 
 class ClosureModel(nn.Module, ModelKind, ABC):

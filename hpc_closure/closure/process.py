@@ -194,7 +194,7 @@ class Process:
         state: Tensor,
         sensors: Sensors | None = None,
         grid: Any = None,
-        tell: Callable[[Tensor], None] | None = None,
+        on_rescaled: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Draw spectra (M, ...) of U for retained spectra (M, ...), and count the call.
 
@@ -214,7 +214,7 @@ class Process:
             **self.sampler,
             grid=grid or self.grid,
             stage=self.stage,
-            tell=tell,
+            on_rescaled=on_rescaled,
         )
         drawn = self.closure.sample_hat(request)
         if self.memory.frames:

@@ -31,12 +31,12 @@ def require(experiment: Experiment) -> checking.Checked:
     return checked
 
 
-def require_in(session: Session, tell: bool = False) -> None:
+def require_in(session: Session, log_findings: bool = False) -> None:
     """Check the data on the first process of a verb and log the faults.
 
     Args:
         session: the verb's.
-        tell: log also what was found.
+        log_findings: log also what was found.
 
     Raises:
         ValueError: as :func:`require`, on each process.
@@ -45,7 +45,7 @@ def require_in(session: Session, tell: bool = False) -> None:
     if session.world.root:
         try:
             checked = require(session.experiment)
-            for what, text in checked.screen if tell else ():
+            for what, text in checked.screen if log_findings else ():
                 log.get().info(f"{what}: {text}")
             for line in checked.fault_lines():
                 log.get().warning(line)

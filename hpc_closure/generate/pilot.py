@@ -30,7 +30,7 @@ from hpc_closure.work.units import Ledger
 
 # largest relative difference of errors at a longer step: reduced solver (either sign), rung (mean)
 EQUAL, NO_WORSE = (0.01, 0.02)
-TELLS = 0.5  # a lead time counts while its error is below this share of the saturated error
+INFORMATIVE = 0.5  # a lead time counts while its error is below this share of the saturated error
 STRENGTHS = (0.5, 1.0, 2.0)  # multiples of the fitted drain that are tried
 # Largest CFL number, by sides: no scheme of the package is stable at a longer step. In three
 # dimensions rk4 was stable at 5 on 12^3 and at 2.7 on 24^3, where few points are as fast.
@@ -189,12 +189,12 @@ class Trials:
         since = torch.from_numpy(times[nudged] - times[nudged[0]])
         return since, torch.stack(results)
 
-    def telling(self, errors: Tensor) -> Tensor:
+    def informative(self, errors: Tensor) -> Tensor:
         """Select lead times (leads,), bool, at which errors are well below saturation.
 
         The first lead time is always selected.
         """
-        selected = errors.mean(1) < TELLS * self.saturated
+        selected = errors.mean(1) < INFORMATIVE * self.saturated
         selected[0] = True
         return selected
 
@@ -252,7 +252,7 @@ class Trials:
             good: (leads,) errors over those at stride 1 -> whether they are acceptable.
         """
         baseline = self.errors(run(1))
-        selected = self.telling(baseline)
+        selected = self.informative(baseline)
         strides = [n for n in range(self.interval, 1, -1) if self.interval % n == 0]
         base_cfl = self.cfl(problem_at(1))
         for stride in (n for n in strides if n * base_cfl <= FASTEST[self.sides]):

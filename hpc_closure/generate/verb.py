@@ -64,7 +64,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
             if session.world.root and experiment.own_replicas:
                 log.get().info("replicas wait for the members that are not there yet")
             return 0
-        return go_on(experiment, session, options, tell=bool(outcome.done))
+        return go_on(experiment, session, options, log_findings=bool(outcome.done))
 
 
 def of_others(
@@ -88,7 +88,7 @@ def of_others(
             "data.closure names no stored closure, and there is no reduced solver to compute it: "
             "state reduced.python, an equation of this package in physics, or data.closure"
         )
-    outside.require_in(session, tell=True)
+    outside.require_in(session, log_findings=True)
     outcome = work(
         session, books, chosen, options, lambda unit: OutsideBlock(unit, books, session, domain)
     )
@@ -114,23 +114,23 @@ def look(experiment: Experiment, options: Options, books: Ledger | None = None) 
             print("units: " + ", ".join(f"{count} {state}" for state, count in counts))
         return 0
     with Session(experiment, "generate", options) as session:
-        outside.require_in(session, tell=True)
+        outside.require_in(session, log_findings=True)
         if session.world.root:
             log.get().info("the data are read where they are: nothing to compute")
     return 0
 
 
-def go_on(experiment: Experiment, session: Session, options: Options, tell: bool) -> int:
+def go_on(experiment: Experiment, session: Session, options: Options, log_findings: bool) -> int:
     """Summarise complete data of closure ``subgrid``, then compute the replicas.
 
-    ``tell``: log the summary. Returns the exit code.
+    ``log_findings``: log the summary. Returns the exit code.
     """
     from hpc_closure.data.reader import DataSet
     from hpc_closure.generate import summary
     from hpc_closure.generate.replicas import Plan
 
     data = DataSet(session.run.data)
-    if tell and session.world.root:
+    if log_findings and session.world.root:
         for line in summary.lines(experiment, data, Choices(experiment).stride):
             log.get().info(line)
     cases = []

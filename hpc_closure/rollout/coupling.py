@@ -142,7 +142,7 @@ class Losses:
         self.lost = diverged
         self.logged = diverged.cpu()
 
-    def tell(self, rows: Sequence[tuple[int, int]], dt: float) -> str:
+    def describe_new(self, rows: Sequence[tuple[int, int]], dt: float) -> str:
         """Describe rows lost since the last call, "" if none; the host waits for the device."""
         lost = self.lost.cpu()
         new = (lost & ~self.logged).nonzero()[:, 0]
@@ -381,7 +381,7 @@ class CoupledRun:
         for _ in range(calls):
             self._interval()
         for name, losses in self.losses.items():
-            if message := losses.tell(self.rows_of[name].each, self.coupling.problem.dt):
+            if message := losses.describe_new(self.rows_of[name].each, self.coupling.problem.dt):
                 log.get().warning(f"{name}: {message}; the others go on")
 
     def _interval(self) -> None:
@@ -451,7 +451,7 @@ class CoupledRun:
         drawn = process.draw_hat(
             state,
             sensors and sensors.rows(rows.case),
-            tell=(lambda beyond: tally.add(beyond, gone)) if tally.columns else None,
+            on_rescaled=(lambda beyond: tally.add(beyond, gone)) if tally.columns else None,
         )
         lost = losses.add(process.failed, self.step_index, BY_CLOSURE).view(gone_rows.shape)
         return torch.where(lost, torch.nan, drawn)

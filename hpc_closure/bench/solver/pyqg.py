@@ -150,19 +150,19 @@ class Pyqg:
             f"pyqg: {self.python} says {last}; set {VARIABLE} to an interpreter that has pyqg"
         )
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         self._expect("done")
 
     def advance(self, num_steps: int) -> None:
-        self._tell(f"advance {num_steps}")
+        self._send(f"advance {num_steps}")
 
     def field(self) -> np.ndarray:
         """Return potential vorticity (members, 2, n, n)."""
         path = Path(self.folder.name) / "end.npy"
-        self._tell(f"write {path}")
+        self._send(f"write {path}")
         return np.load(path).swapaxes(-1, -2)
 
     def close(self) -> None:

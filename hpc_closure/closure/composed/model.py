@@ -663,8 +663,8 @@ class CompositeClosure(ClosureModel):
         else:
             drawn, beyond = self._draw_with_sensors(how, request, *inputs)
         self._num_rescaled = beyond.any(-1).sum() + self._num_rescaled.to(beyond.device)
-        if request.tell is not None and self.guarded:
-            request.tell(beyond)
+        if request.on_rescaled is not None and self.guarded:
+            request.on_rescaled(beyond)
         return drawn
 
     def _check_sensors(self, sensors: Sensors, baseline: bool) -> None:

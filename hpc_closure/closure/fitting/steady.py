@@ -206,7 +206,7 @@ class LongRuns:
                 previous=torch.stack(drawn, 1),
                 grid=self.grid.size,
                 stage=STAGE,
-                tell=rescaled.append if call >= half else None,
+                on_rescaled=rescaled.append if call >= half else None,
             )
             closure = resize(model.sample_hat(request), self.grid.mode_counts).to(like)
             drawn = [torch.where(diverged_rows, 0.0, closure), *drawn[:-1]]
