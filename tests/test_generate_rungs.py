@@ -11,6 +11,7 @@ from hpc_closure.experiment import reading
 from hpc_closure.experiment.choices import Choices
 from hpc_closure.generate import pilot, rungs
 from hpc_closure.generate import verb as generate
+from hpc_closure.rollout import verb as rollout
 from hpc_closure.spectral.modes.grid import resize
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
@@ -234,6 +235,11 @@ def test_what_was_not_found_is_one_line(made, tmp_path):
     other = reading.load(made.folder / "config.yaml", [more])
     with pytest.raises(ValueError, match="no step for rung_48_moved yet; run `hpc-closure gener"):
         Choices(other).rung(other.rollout.rungs[0])
+    with pytest.raises(ValueError, match="no step for rung_48_moved yet; run `hpc-closure gener"):
+        rollout.check_inputs(other)
+    pilot = reading.load(made.folder / "config.yaml", ["pilot.members=5"])
+    with pytest.raises(ValueError, match="no step for reduced yet for these settings of the pil"):
+        Choices(pilot).check()
     nowhere = reading.load(made.folder / "config.yaml", [f"root={tmp_path}"])
     with pytest.raises(ValueError, match="no step for reduced yet"):
         Choices(nowhere).stride

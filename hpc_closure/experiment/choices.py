@@ -39,6 +39,7 @@ class Choices:
     Attributes:
         path: file of the choices.
         known: solver -> fields of a :class:`Choice`, for the present pilot settings.
+        outdated: whether the file holds choices for other settings.
 
     Raises:
         ValueError: the file is damaged.
@@ -46,13 +47,14 @@ class Choices:
 
     def __init__(self, experiment: Experiment):
         self.experiment, self.path = experiment, Run.of(experiment).choices
-        self.recipe = experiment.stage_hash(STAGE)
+        self.recipe, self.outdated = experiment.stage_hash(STAGE), False
         self.known: dict[str, Any] = self._read()
 
     def _read(self) -> dict[str, Any]:
         try:
             stored = json.loads(self.path.read_text())
-            return stored["choices"] if stored["recipe"] == self.recipe else {}
+            self.outdated = stored["recipe"] != self.recipe
+            return {} if self.outdated else stored["choices"]
         except FileNotFoundError:
             return {}
         except (ValueError, KeyError, TypeError):
@@ -85,6 +87,11 @@ class Choices:
             return Choice(rung.step, math.nan)
         return self._of(rung.key)
 
+    def check(self) -> None:
+        """Raise ValueError unless all that has to be chosen is chosen."""
+        for key in self.missing():
+            self._of(key)
+
     def missing(self) -> dict[str, Rung | None]:
         """Return the solvers without a choice: rungs by key; None is the reduced solver."""
         fitted: dict[str, Rung | None] = {}
@@ -97,8 +104,10 @@ class Choices:
 
     def _of(self, key: str) -> Choice:
         if key not in self.known:
+            others = " for these settings of the pilot" if self.outdated else ""
             raise ValueError(
-                f"{self.path}: no step for {key.split()[0]} yet; run `hpc-closure generate` first "
-                "(with use.data: in the run of the data, with the same rungs)"
+                f"{self.path}: no step for {key.split()[0]} yet{others}; run `hpc-closure "
+                "generate` first (with use.data: in the run of the data, with the same rungs and "
+                "pilot)"
             )
         return Choice(**self.known[key])

@@ -7,6 +7,7 @@ from hpc_closure.closure.compatibility import check_model, is_made_by
 from hpc_closure.data import held_out
 from hpc_closure.data.held_out import HeldOut
 from hpc_closure.experiment import reading
+from hpc_closure.experiment.choices import Choices
 from hpc_closure.experiment.folder import Run
 from hpc_closure.experiment.opponents import opponents_of
 from hpc_closure.experiment.schema import Experiment
@@ -26,9 +27,7 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
         return print_plan(experiment, books, members, options)
     if experiment.cluster.executor != "inline":
         extras.need(f"cluster.executor={experiment.cluster.executor}", "submitit")
-    check_solver(experiment)
-    held_out.check(experiment)
-    check_model(experiment)
+    check_inputs(experiment)
     with Session(experiment, "rollout", options) as session:
         plan = chosen_shard(options.shard, books.plan(members))
         if experiment.cluster.executor != "inline":
@@ -41,6 +40,14 @@ def run(experiment: Experiment, options: Options = Options()) -> int:
     all_units = not (options.members or options.shard)
     others = opponents_of(experiment).values() if all_units and not outcome.exit_code else ()
     return max([outcome.exit_code, *(run(one, left) for one in others if is_there(one))])
+
+
+def check_inputs(experiment: Experiment) -> None:
+    """Raise ValueError, one line, unless a coupled run has all that it reads."""
+    check_solver(experiment)
+    held_out.check(experiment)
+    Choices(experiment).check()
+    check_model(experiment)
 
 
 def check_solver(experiment: Experiment) -> None:
@@ -120,8 +127,7 @@ def run_units(config_path: str, unit_ids: list[str], wait: Wait = "none") -> int
         wait: whose units a single process waits for: ``all``, ``job`` or ``none``.
     """
     experiment = reading.load(Path(config_path), warn=False)
-    held_out.check(experiment)
-    check_model(experiment)
+    check_inputs(experiment)
     books = Ledger.of(experiment, "rollout")
     with Session(experiment, "rollout") as session:
         plan = books.plan()
