@@ -146,6 +146,17 @@ def test_the_first_lines_say_which_data_set_it_is(path, tested, capsys):
         assert "the second data set second (seed 77)" in capsys.readouterr().out
 
 
+def test_a_command_without_replicas_leaves_those_of_the_run_usable(path):
+    """The stored settings are then those without; the products say whose they are."""
+    run_all(path, [train], "replicas.members=0", "rollout.rungs=[]")
+    assert reading.load(reading.load(path).folder / "config.yaml").replicas.members == 0
+    run_all(path, [generate, train])
+    other = reading.load(path, ["replicas.members=5"])
+    run_all(path, [train], "replicas.members=0", "rollout.rungs=[]")
+    with pytest.raises(ValueError, match="replicas was made with other settings"):
+        generate.run(other, QUIET)
+
+
 def test_opponents_are_coupled_on_the_second_data_set_too(path):
     beside = ["name=beside", "use.data=small", "train.opponents=[resampled]"]
     tested = [*beside, "use.test=second", "rollout.initial_conditions=5"]
