@@ -16,7 +16,23 @@ def test_speed_beside_the_rotational_form_in_scipy():
     assert [record["method"] for record in records] == ["ours", "scipy"]
     assert "of the change in four steps" in remarks[0]
     problem = turbulence.Case(grid=12).problem()
-    assert flow.difference(problem, range(2)) < 1e-13  # another form, another transform
+    assert flow.difference("scipy", problem, range(2)) < 1e-13  # another form, another transform
+
+
+def test_speed_beside_exponax():
+    pytest.importorskip("exponax")
+    case = flow.Case(grid=16, members=2, against=("exponax",), timing=Timing(steps=1, repeats=1))
+    records, remarks = flow.run(case)
+    assert [record["method"] for record in records] == ["ours", "exponax"]
+    assert {record["scheme"] for record in records} == {"etdrk4"}
+    problem = flow.problem_of(case, "exponax")
+    assert flow.difference("exponax", problem.replace(viscosity=0.1), range(2)) < 1e-12
+
+
+def test_a_peer_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    records, remarks = flow.run(flow.Case(grid=12, against=("exponax",)))
+    assert records == [] and remarks == ["  exponax: not installed (pip install exponax)"]
 
 
 def test_turbulence_of_a_coarse_grid():
@@ -33,4 +49,4 @@ def test_bad_options_are_one_line():
     result = CliRunner().invoke(app, ["turbulence", "--grid", "12", "--dt", "0.3"])
     assert result.exit_code != 0
     result = CliRunner().invoke(app, ["flow", "--against", "nek"])
-    assert "expected one of scipy" in str(result.exception)
+    assert "expected one of scipy, exponax" in str(result.exception)

@@ -122,7 +122,11 @@ def flow(
     ] = "float64",
     against: Annotated[
         str,
-        typer.Option(help="Other methods: scipy (rotational form).", show_default=False),
+        typer.Option(
+            help="Other methods: scipy (rotational form), exponax.",
+            show_default=False,
+            metavar="NAME,...",
+        ),
     ] = "",
     steps: Steps = 0,
     repeats: Repeats = 5,
@@ -131,9 +135,10 @@ def flow(
     device: Device = "cpu",
     json: Json = None,
 ):
-    """Measure the speed of three-dimensional flow, beside plain SciPy in the same run.
+    """Measure the speed of three-dimensional flow, beside plain SciPy or exponax in the same run.
 
-    Times are those of whole steps of rk4 at constant power, per point and right-hand side.
+    Times are those of whole steps of four right-hand sides, per point and right-hand side: of rk4
+    at constant power, or, beside exponax, of etdrk4 of decaying flow.
     """
     from hpc_closure.bench.measure import Timing
     from hpc_closure.bench.solver import flow as bench

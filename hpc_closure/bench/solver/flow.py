@@ -1,13 +1,14 @@
-"""Speed of three-dimensional flow, beside the rotational form in plain SciPy, in turns.
+"""Speed of three-dimensional flow, beside plain SciPy and exponax, in turns.
 
-All advance the same members at constant power by the same scheme: rk4 with exact viscosity. The
-time is that of whole steps, forcing and updates included, per point and right-hand side.
+Both sides advance the same members by the same scheme, of four right-hand sides: beside SciPy rk4
+with exact viscosity at constant power, beside exponax etdrk4 of decaying flow. The time is that of
+whole steps, forcing and updates included, per point and right-hand side.
 """
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.fft
@@ -16,13 +17,16 @@ from hpc_closure.bench import measure
 from hpc_closure.bench.measure import Timing
 from hpc_closure.bench.physics.turbulence import STAGES
 from hpc_closure.bench.physics.turbulence import Case as Turbulence
+from hpc_closure.bench.solver import peers
 from hpc_closure.spectral.problem import Problem
 from hpc_closure.spectral.simulation import Simulation
 
-OURS, SCIPY = "ours", "scipy"
-AGAINST = (SCIPY,)
+OURS, SCIPY, EXPONAX = "ours", "scipy", "exponax"
+AGAINST = (SCIPY, EXPONAX)
+AXES = (-3, -2, -1)
 COLUMNS = measure.columns(
-    "grid:d members:d precision method ns_per_point_rhs:.1f ms_per_member_step:.2f ratio:.2f"
+    "grid:d members:d precision scheme method ns_per_point_rhs:.1f ms_per_member_step:.2f "
+    "ratio:.2f"
 )
 
 
@@ -46,46 +50,97 @@ class Case:
         measure.check(self.members, self.against, AGAINST)
 
 
-def run(case: Case) -> tuple[list[dict[str, Any]], list[str]]:
-    """Time a case; returns records, ours first, and remarks."""
+class Other(Protocol):
+    """Another solver of the same members."""
+
+    def advance(self, num_steps: int) -> None:
+        """Take steps."""
+
+    def state(self) -> np.ndarray:
+        """Return the retained spectra ``(members, 3, 2K + 1, 2K + 1, K + 1)``."""
+
+
+def problem_of(case: Case, name: str) -> Problem:
+    """Return the flow in which our solver is timed beside another one."""
     settings = Turbulence(grid=case.grid, precision=case.precision)
-    problem, members = settings.problem(), range(case.members)
-    simulation = Simulation(problem, members, 0, device=case.timing.device).initialise()
-    contenders: dict[str, measure.Advance] = {OURS: simulation.advance}
+    if name == EXPONAX:
+        return settings.problem().replace(scheme="etdrk4", forcing={"kind": "none"})
+    return settings.problem()
+
+
+def make(name: str, problem: Problem, u_hat: np.ndarray) -> Other:
+    """Create another solver at retained spectra.
+
+    Raises:
+        NotInstalled: its package is missing.
+    """
+    return Plain(problem, u_hat) if name == SCIPY else Exponax(problem, u_hat)
+
+
+def run(case: Case) -> tuple[list[dict[str, Any]], list[str]]:
+    """Time a case; returns records, ours before each other method, and remarks."""
+    records: list[dict[str, Any]] = []
     remarks = []
-    for name in case.against:
-        contenders[name] = Plain(problem, simulation.state.numpy(force=True)).advance
-        remarks.append(
-            f"  {name}: differs from ours by {difference(problem, members):.1e} of the change in "
-            "four steps"
-        )
-    taken = measure.interleave(contenders, case.timing)
-    return [_record(case, name, taken) for name in contenders], remarks
+    members = range(case.members)
+    for name in case.against or (OURS,):
+        problem = problem_of(case, name)
+        simulation = Simulation(problem, members, 0, device=case.timing.device).initialise()
+        contenders: dict[str, measure.Advance] = {OURS: simulation.advance}
+        if name != OURS:
+            try:
+                other = make(name, problem, simulation.state.numpy(force=True))
+            except peers.NotInstalled as reason:
+                remarks.append(f"  {reason}")
+                continue
+            contenders[name] = other.advance
+            remarks.append(
+                f"  {name}: differs from ours by {difference(name, problem, members):.1e} of the "
+                "change in four steps"
+            )
+        taken = measure.interleave(contenders, case.timing)
+        records += [_record(case, problem, name, taken) for name in contenders]
+    return records, remarks
 
 
-def difference(problem: Problem, members: Sequence[int], steps: int = 4) -> float:
-    """Return the distance of the plain solver from ours, over the change in some steps."""
+def difference(name: str, problem: Problem, members: Sequence[int], steps: int = 4) -> float:
+    """Return the distance of another solver from ours, over the change in some steps."""
     simulation = Simulation(problem, members, 0).initialise()
     first = simulation.state.numpy(force=True).copy()
-    plain = Plain(problem, first)
-    plain.advance(steps)
+    other = make(name, problem, first)
+    other.advance(steps)
     ours = simulation.advance(steps).state.numpy(force=True)
-    return float(np.linalg.norm(plain.state() - ours) / np.linalg.norm(ours - first))
+    return float(np.linalg.norm(other.state() - ours) / np.linalg.norm(ours - first))
 
 
-def _record(case: Case, name: str, taken: dict[str, list[float]]) -> dict[str, Any]:
+def _record(case: Case, problem: Problem, name: str, taken: dict) -> dict[str, Any]:
     seconds = statistics.median(taken[name]) / case.members
     return {
         "case": "flow",
         "grid": case.grid,
         "members": case.members,
         "precision": case.precision,
+        "scheme": problem.scheme,
         "method": name,
         "ns_per_point_rhs": 1e9 * seconds / (STAGES * case.grid**3),
         "ms_per_member_step": 1e3 * seconds,
         "ratio": None if name == OURS else measure.ratio(taken[OURS], taken[name]),
         **case.timing.columns,
     }
+
+
+def retained(problem: Problem) -> tuple[Any, ...]:
+    """Return the places of the retained modes in the spectra of all points of a side."""
+    n, modes = problem.grid, problem.make_grid().modes
+    both = np.r_[0 : modes + 1, n - modes : n]
+    return (..., *np.ix_(both, both, np.arange(modes + 1)))
+
+
+def padded(problem: Problem, u_hat: np.ndarray) -> np.ndarray:
+    """Return retained spectra among zeros for other modes, ``(members, 3, n, n, n // 2 + 1)``."""
+    n = problem.grid
+    out = np.zeros((*u_hat.shape[:2], n, n, n // 2 + 1), u_hat.dtype)
+    out[retained(problem)] = u_hat
+    return out
 
 
 class Plain:
@@ -98,17 +153,16 @@ class Plain:
 
     def __init__(self, problem: Problem, u_hat: np.ndarray):
         self.size, grid = problem.grid, problem.make_grid()
-        self.modes, n = grid.modes, problem.grid
-        self.kept = np.r_[0 : self.modes + 1, n - self.modes : n]
+        n, self.places = problem.grid, retained(problem)
         self.real = np.dtype(problem.precision)
         self.complex = np.result_type(self.real, np.complex64)
-        self.u = np.stack([self._padded(member) for member in u_hat])
+        self.u = padded(problem, u_hat)
         integer = scipy.fft.fftfreq(n, 1 / n), scipy.fft.rfftfreq(n, 1 / n)
         axes = np.meshgrid(integer[0], integer[0], integer[1], indexing="ij", sparse=True)
         self.k = [(grid.unit * axis).astype(self.real) for axis in axes]
         k2 = sum(k**2 for k in self.k)
         self.inverse = np.where(k2 > 0, 1 / np.maximum(k2, grid.unit**2 / 2), 0)
-        inside = [abs(axis) <= self.modes for axis in axes]
+        inside = [abs(axis) <= grid.modes for axis in axes]
         self.mask = inside[0] & inside[1] & inside[2]
         self.dt, self.power = problem.dt, getattr(problem.physics.forcing, "power")
         self.e = np.exp(-problem.viscosity * k2 * (self.dt / 2)).astype(self.real)
@@ -117,15 +171,9 @@ class Plain:
         weights = np.where(axes[2] == 0, 1.0, 2.0).astype(self.real)
         self.weights = np.broadcast_to(weights, k2.shape)[self.low]
 
-    def _padded(self, u_hat: np.ndarray) -> np.ndarray:
-        n = self.size
-        out = np.zeros((3, n, n, n // 2 + 1), self.complex)
-        out[:, self.kept[:, None], self.kept, : self.modes + 1] = u_hat
-        return out
-
     def state(self) -> np.ndarray:
         """Return the retained spectra, shaped like the initial ones."""
-        return self.u[:, :, self.kept[:, None], self.kept, : self.modes + 1]
+        return self.u[self.places]
 
     def rate(self, u: np.ndarray) -> np.ndarray:
         """Return the nonlinear term and the forcing of a member."""
@@ -154,3 +202,34 @@ class Plain:
                 fourth = self.rate(e * (half + dt * third))
                 middle = e * (u + (dt / 6) * first) + (dt / 3) * (second + third)
                 self.u[member] = e * middle + (dt / 6) * fourth
+
+
+class Exponax:
+    """Exponax's ``NavierStokesVelocity`` of order 4 on spectra, all members in one call.
+
+    Args:
+        problem: decaying flow; its scheme is etdrk4.
+        u_hat: initial retained spectra ``(members, 3, 2K + 1, 2K + 1, K + 1)``.
+
+    Raises:
+        NotInstalled: exponax is missing.
+    """
+
+    def __init__(self, problem: Problem, u_hat: np.ndarray):
+        self.places = retained(problem)
+        sides = (problem.grid,) * 3
+        fields = scipy.fft.irfftn(padded(problem, u_hat), sides, axes=AXES, norm="forward")
+        self.solver = peers.exponax_flow(
+            fields,
+            length=problem.length,
+            viscosity=problem.viscosity,
+            dt=problem.dt,
+            modes=problem.make_grid().modes,
+            precision=problem.precision,
+        )
+        self.advance = self.solver.advance
+
+    def state(self) -> np.ndarray:
+        """Return the retained spectra, shaped like the initial ones."""
+        spectra = scipy.fft.rfftn(self.solver.field(), axes=AXES, norm="forward")
+        return spectra[self.places]
