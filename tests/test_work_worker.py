@@ -67,6 +67,12 @@ def test_workers_begin_with_leases_of_their_own(run):
     assert [worker.next(Stop()).index for worker in workers] == [0, 5, 10, 15]
 
 
+def test_ranks_of_a_command_that_others_may_join_have_short_leases(run):
+    """Three commands of two groups each: a quarter of all units must not be one lease."""
+    workers = [worker_of(run, plan(40, 1), index, 2, wait="all") for index in range(2)]
+    assert {len(lease.units) for worker in workers for lease in worker.own} == {1}
+
+
 def test_whole_blocks_that_others_have_not_begun_come_before_own_short_ones(run):
     ledger = Ledger(run, "generate", "abc", cuts=Cuts(4, members=4 * 24, workers=4))
     units, stop = ledger.plan(), Stop()

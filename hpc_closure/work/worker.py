@@ -189,7 +189,8 @@ class Worker:
                 self.pending[unit] = None
                 if failures:
                     self.failures[unit] = failures
-        leases = divide(units, count)
+        # who waits for all has others beside it whose number it does not know
+        leases = divide(units, 1 if wait == "all" else count)
         #: leases that this worker tries first
         own = leases[index::count]
         self.own = collections.deque(lease for lease in own if self._is_long(lease))
