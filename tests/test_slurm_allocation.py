@@ -110,4 +110,5 @@ def test_one_job_of_workers_against_arrays_and_a_step_per_unit(testbed, ensemble
         print(
             f"{way}: {seconds[way]:.0f} s; units alone {busy:.0f} s; load {os.getloadavg()[0]:.1f}"
         )
-    assert seconds["one job"] == min(seconds.values())
+    # an array whose tasks have equal shares is as quick: its tasks start without a step
+    assert seconds["one job"] < min(seconds["array, 1 unit a task"], seconds["a step per unit"])
