@@ -9,7 +9,6 @@ Only one program at a time may run train or evaluate.
 import contextlib
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 from hpc_closure.experiment import reading
 from hpc_closure.experiment.duration import seconds
@@ -17,7 +16,6 @@ from hpc_closure.experiment.folder import BESIDE_DATA, STAGES, Run, stages_of, v
 from hpc_closure.experiment.schema import Experiment
 from hpc_closure.spectral import switches
 from hpc_closure.work import atomic, claims, launch, log, loop, mpi, provenance, units
-from hpc_closure.work.header import BLOCK, Header
 from hpc_closure.work.options import Options
 from hpc_closure.work.stop import Stop
 
@@ -203,7 +201,9 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, overwrite: bool = 
             differing += reading.differences(
                 stored.stage_outputs(stage), experiment.stage_outputs(stage)
             )
-        if differing and not (stage in BESIDE_DATA and _is_made_by(folder, experiment, stage)):
+        # the stored settings are those of the last command, which may not have read the stage
+        recipe = units.first_recipe(folder) if differing and stage in BESIDE_DATA else ""
+        if differing and recipe != experiment.stage_hash(stage):
             changes = ", ".join(f"{key}: {old} -> {new}" for key, old, new in differing[:4])
             more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
             way_out = f"remove {folder}" if stage in BESIDE_DATA else f"run `{stage} --overwrite`"
@@ -211,15 +211,3 @@ def check_recipe(run: Run, experiment: Experiment, verb: str, overwrite: bool = 
                 f"{folder} was made with other settings ({changes}{more}); change `name`, "
                 f"or {way_out}"
             )
-
-
-def _is_made_by(folder: Path, experiment: Experiment, stage: str) -> bool:
-    """Return whether the first product of a stage is of an experiment.
-
-    The stored settings are those of the last command, which may have had no use for the stage.
-    """
-    products = sorted(path for path in folder.iterdir() if BLOCK.fullmatch(path.name))
-    try:
-        return Header.read(products[0]).recipe == experiment.stage_hash(stage)
-    except (IndexError, ValueError):
-        return False

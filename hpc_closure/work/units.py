@@ -70,6 +70,15 @@ class Unit:
         return self.name
 
 
+def first_recipe(folder: Path) -> str:
+    """Return the recipe hash of the first product in a folder; "" without a sound product."""
+    products = sorted(path for path in folder.iterdir() if BLOCK.fullmatch(path.name))
+    try:
+        return Header.read(products[0]).recipe
+    except (IndexError, ValueError):
+        return ""
+
+
 def members_of(names: Iterable[str]) -> set[int]:
     """Return the members of the units with these names."""
     members: set[int] = set()
