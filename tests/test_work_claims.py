@@ -245,3 +245,14 @@ def test_a_claim_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch
     with pytest.raises(atomic.DiskError, match="no space left"):
         claims.take(path_of(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_that_its_owner_never_wrote_is_stale_after_a_minute(tmp_path):
+    """The owner was killed between creating the file and writing it."""
+    path = tmp_path / "000000-000001.claim"
+    path.touch()
+    now = path.stat().st_mtime
+    os.utime(path, (now - 30, now - 30))
+    assert claims.take(path) is None
+    os.utime(path, (now - 90, now - 90))
+    assert claims.take(path) is not None

@@ -24,6 +24,7 @@ from hpc_closure.experiment.folder import UNIT, members_of_unit
 from hpc_closure.work import atomic, provenance
 
 STALE_AFTER = 600.0
+UNWRITTEN = 60.0  # seconds after which a claim without content is stale
 CLOCK_AFTER = 5.0  # seconds after which the server's clock is read again
 _NAME = re.compile(rf"{UNIT}\.claim")
 _TEMPORARY = re.compile(r"\.clock\..+|\..+\.(claim|takeover)\..+|.+\.takeover")
@@ -133,6 +134,8 @@ def _stale(path: Path, record: dict, now: float, stale_after: float) -> bool:
         age = now - path.stat().st_mtime
     except FileNotFoundError:
         return True
+    if not record:  # its owner was killed before it wrote the content, which takes no time
+        stale_after = min(stale_after, UNWRITTEN)
     # A time far in the future was written before the server's clock was set back. A living owner
     # would have touched the file since.
     return age > stale_after or age < -stale_after
