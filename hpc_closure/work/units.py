@@ -125,12 +125,14 @@ class Cuts:
     def cut(self, members: Iterable[int]) -> list[tuple[int, ...]]:
         """Return sorted ``members`` as runs of consecutive members, each within a block."""
         blocks: list[list[int]] = []
+        last = None
         for member in members:
-            follows = blocks and member == blocks[-1][-1] + 1
-            if follows and self.block(member) == self.block(member - 1):
+            block = self.block(member)
+            if block == last and member == blocks[-1][-1] + 1:
                 blocks[-1].append(member)
             else:
                 blocks.append([member])
+            last = block
         return [tuple(block) for block in blocks]
 
 
@@ -144,11 +146,16 @@ def plan(members: int | Iterable[int], cuts: Cuts | int) -> list[Unit]:
     Raises:
         ValueError: no members, or a size below 1.
     """
+    cuts = Cuts(cuts) if isinstance(cuts, int) else cuts
+    return [Unit(index, block) for index, block in enumerate(cuts.cut(_sorted(members)))]
+
+
+def _sorted(members: int | Iterable[int]) -> list[int]:
+    """Return member indices in order, of a number of members or of indices."""
     indices = sorted(set(range(members) if isinstance(members, int) else members))
     if not indices or indices[0] < 0:
         raise ValueError(f"members={members!r}: expected at least one member, none negative")
-    cuts = Cuts(cuts) if isinstance(cuts, int) else cuts
-    return [Unit(index, block) for index, block in enumerate(cuts.cut(indices))]
+    return indices
 
 
 @dataclass
@@ -387,8 +394,7 @@ class Ledger:
 
     def _plan(self, members, per_block, damaged):
         cuts = Cuts(per_block) if per_block else self.cuts
-        chosen = plan(self.cuts.members if members is None else members, cuts)
-        requested = {member for unit in chosen for member in unit.members}
+        requested = set(_sorted(self.cuts.members if members is None else members))
         products = self.products(damaged)
         done, blocks, covered = set(), [], set()
         for product in products:

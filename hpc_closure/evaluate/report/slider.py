@@ -53,7 +53,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class Slider:
-    """Frames for the page.
+    """Pictures of a coupled run, one per lead time, among which the page moves a slider.
 
     Attributes:
         frames: data URIs, one per lead time.
