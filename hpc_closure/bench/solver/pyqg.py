@@ -1,9 +1,8 @@
 """Two-layer quasi-geostrophic flow by pyqg, as a peer of our solver of the same scheme.
 
 pyqg 0.7.2 needs numpy 1, so it runs in a process of its own, by the interpreter of the environment
-variable ``PYQG_PYTHON`` (default: this one)::
+variable ``PYQG_PYTHON`` (default: this one); ``docs/benchmarks.md`` says how to install it::
 
-    python -m venv pyqg && pyqg/bin/pip install 'numpy<2' pyqg
     PYQG_PYTHON=pyqg/bin/python hpc-closure bench dns --against pyqg --members 1 --threads 1
 
 The flow is pyqg's eddy configuration (Perezhogin, Zanna, Fernandez-Granda, JAMES 2023).

@@ -44,8 +44,8 @@ class CompiledAdvection:
         to_tendency: real factors of the two products, the same shape.
     """
 
-    #: mixed fields on the way to rows, and products on the way back
-    fields, products = 2, 2
+    #: mixed fields on the way to rows, products on the way back, and buffers for lines
+    fields, products, buffers = 2, 2, 3
 
     def __init__(self, form: str, transform: Transform, to_velocity: Tensor, to_tendency: Tensor):
         n = self.size = transform.grid.size
@@ -59,7 +59,7 @@ class CompiledAdvection:
         if form == FLUX:
             self.fields = 3
         tiles = np.zeros(4 * TILE, self.dtype)
-        self._work = *np.zeros((3, 2 * apart(n)), self.dtype), tiles
+        self._work = *np.zeros((self.buffers, 2 * apart(n)), self.dtype), tiles
         columns = self.slabs.every if self.slabs else [slice(0, self.into.shape[-1])]
         #: number of blocks of LANES columns of each rank
         self.blocks: list[int] = []
@@ -134,7 +134,7 @@ class CompiledAdvection:
 
     def _mixed_fields(self, members: int, count: int, rows: int) -> np.ndarray:
         """Return a work array for ``count`` blocks of mixed fields, see :mod:`line_kernels`."""
-        shape = members, self.fields, count, 2 * apart(rows)
+        shape = members, max(self.fields, self.products), count, 2 * apart(rows)
         if shape not in self._mixed:
             self._mixed[shape] = np.zeros(shape, self.dtype)
         return self._mixed[shape]

@@ -29,35 +29,42 @@ class CompiledLayers(CompiledAdvection):
 
     Args:
         transform: on the CPU, of a size that has :func:`line_kernels.radices`.
-        to_velocity, to_tendency: as of :class:`CompiledAdvection`.
+        to_velocity: as of :class:`CompiledAdvection`, from streamfunctions.
+        to_tendency: real factors of the two products of Basdevant's form, the same shape.
+        exchange: real factors of J(psi_1, psi_2) in the tendency of each layer, the same shape.
         inversion: real factors (4, 1, 2K + 1, local columns, 2) from the layers' potential
             vorticities to their streamfunctions, row by row.
         gradients: of the mean potential vorticity times kx, (2, 1, ...).
         drag: of the lower layer's streamfunction, (1, 1, ...).
     """
 
-    form, fields, products = LAYERS, 6, 4
+    form, fields, products, buffers = LAYERS, 4, 5, 4
 
     def __init__(
         self,
         transform: Transform,
         to_velocity: Tensor,
         to_tendency: Tensor,
+        exchange: Tensor,
         inversion: Tensor,
         gradients: Tensor,
         drag: Tensor,
     ):
         super().__init__(LAYERS, transform, to_velocity, to_tendency)
         self.transform = transform
-        by_psi, by_gradient, by_drag = (
-            each[:, 0, ..., 0].contiguous().numpy() for each in (inversion, gradients, drag)
+        self._key = self.size, transform.real, transform.num_ranks
+        by_psi, by_gradient, by_drag, by_exchange = (
+            each[:, 0, ..., 0].contiguous().numpy()
+            for each in (inversion, gradients, drag, exchange)
         )
+        # the kernels return the exchange itself, not twice
+        self.back = np.concatenate([self.back, by_exchange / self.dtype.type(self.size**2)])
         self.factors = self.into, by_psi, by_gradient, by_drag[0]
 
     def load(self) -> None:
         programs, common = self.programs, (self._work, self._tables)
         shape = 0, 2, self.into.shape[1], 2 * self.into.shape[2]
-        none, mixed = np.zeros(shape, self.dtype), np.zeros((0, self.fields, 0, 0), self.dtype)
+        none, mixed = np.zeros(shape, self.dtype), np.zeros((0, self.products, 0, 0), self.dtype)
         if self.slabs is None:
             one = np.zeros((0, 0, 0), self.dtype)
             jit.load(programs.whole, none, self.factors, self.back, none, one, *common)
@@ -68,10 +75,9 @@ class CompiledLayers(CompiledAdvection):
 
     def compare_once(self, by_transforms: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Raise RuntimeError unless :meth:`rate` is the term by transforms; once per process."""
-        transform = self.transform
-        key = self.size, transform.real, transform.num_ranks
-        if key in _COMPARED:
+        if self._key in _COMPARED:
             return
+        transform = self.transform
         generator = torch.Generator().manual_seed(0)
         shape = 1, 2, *transform.shape, 2
         random = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -82,7 +88,7 @@ class CompiledLayers(CompiledAdvection):
         by_transforms(w, expected)
         bound = 1e3 * torch.finfo(w.dtype).eps
         jit.compare(actual, expected, bound, f"two layers on {self.size}^2", __file__)
-        _COMPARED.add(key)
+        _COMPARED.add(self._key)
 
     def rate(self, state: Tensor, out: Tensor) -> Tensor:
         """Write the term of potential vorticities to ``out`` and return it.

@@ -45,6 +45,7 @@ from hpc_closure.spectral.cpu.tiles import (
     load_rotated,
     separate,
     store_flux,
+    store_layer,
     transpose,
 )
 from hpc_closure.spectral.modes.resolution import retained_modes
@@ -61,8 +62,9 @@ LAYERS = "layers"  # the flux form of two layers of quasi-geostrophic flow
 N = K = APART = PASSES = M = S = AT = 0
 FORM = ""
 P0: Any = None
-P1 = P2 = P3 = P4 = P5 = P6 = PUT = FORWARD = LOAD = PACK = PRODUCTS = UNPACK = STORE = P0
-TO_ROWS = MULTIPLY = TO_COLUMNS = FLUX_OUT = LOAD_FLOW = ADD_LINEAR = P0
+P1 = P2 = P3 = P4 = P5 = P6 = GET = PUT = PASSES_OF = FORWARD = OF_PRODUCTS = OF_EXCHANGE = P0
+LOAD = PACK = UNPACK = STORE = TO_ROWS = MULTIPLY = TO_COLUMNS = FLUX_OUT = LOAD_FLOW = P0
+STORE_LAYER = ADD_LINEAR = P0
 
 # Constants of the passes: sqrt(1/2), 1/2, sin(pi/3), cos of 2 pi/5 and 4 pi/5, sin of the same.
 FIFTHS = 2 * np.pi / 5 * np.array([1, 2])
@@ -73,6 +75,28 @@ CONSTANTS = np.array([0.5**0.5, 0.5, 0.75**0.5, *np.cos(FIFTHS), *np.sin(FIFTHS)
 #
 # x and y hold real parts, and imaginary parts APART numbers later. ``lanes`` equals LANES, but as
 # an argument: the compiler would unroll loops of a known length before it vectorises them.
+# The first pass may read products of lines x and v, which so are never in memory.
+
+
+def _get(x, v, i):
+    return x[i], x[i + APART]
+
+
+def _get_squares(z, v, i):
+    """Multiply u + i v, exchanged, to u v + i (v^2 - u^2)."""
+    u, v = z[i + APART], z[i]
+    return u * v, (v - u) * (v + u)
+
+
+def _get_flux(z, w, i):
+    """Multiply u + i v, exchanged, and w to u w + i v w."""
+    return z[i + APART] * w[i], z[i] * w[i]
+
+
+def _get_exchange(z, v, i):
+    """Multiply two lines u + i v, exchanged, to u v' - v u', which is real."""
+    product = z[i + APART] * v[i] - z[i] * v[i + APART]
+    return product, product - product
 
 
 def _put(y, o, tr, ti, wr, wi):
@@ -84,32 +108,32 @@ def _put(y, o, tr, ti, wr, wi):
         y[o + APART] = ti
 
 
-def _pass2(x, y, w, c, lanes):
+def _pass2(x, v, y, w, c, lanes):
     count = S // LANES * lanes
     for p in range(M):
-        v = AT + 2 * p
-        w1r, w1i = w[v], w[v + 1]
+        t = AT + 2 * p
+        w1r, w1i = w[t], w[t + 1]
         for q in range(count):
             i, o = p * S + q, 2 * p * S + q
-            ar, ai = x[i], x[i + APART]
-            br, bi = x[i + M * S], x[i + M * S + APART]
+            ar, ai = GET(x, v, i)
+            br, bi = GET(x, v, i + M * S)
             y[o] = ar + br
             y[o + APART] = ai + bi
             tr, ti = ar - br, ai - bi
             PUT(y, o + S, tr, ti, w1r, w1i)
 
 
-def _pass3(x, y, w, c, lanes):
+def _pass3(x, v, y, w, c, lanes):
     count = S // LANES * lanes
     half, root = c[1], c[2]
     for p in range(M):
-        v = AT + 4 * p
-        w1r, w1i, w2r, w2i = w[v], w[v + 1], w[v + 2], w[v + 3]
+        t = AT + 4 * p
+        w1r, w1i, w2r, w2i = w[t], w[t + 1], w[t + 2], w[t + 3]
         for q in range(count):
             i, o = p * S + q, 3 * p * S + q
-            a0r, a0i = x[i], x[i + APART]
-            a1r, a1i = x[i + M * S], x[i + M * S + APART]
-            a2r, a2i = x[i + 2 * M * S], x[i + 2 * M * S + APART]
+            a0r, a0i = GET(x, v, i)
+            a1r, a1i = GET(x, v, i + M * S)
+            a2r, a2i = GET(x, v, i + 2 * M * S)
             sr, si = a1r + a2r, a1i + a2i
             dr, di = root * (a1i - a2i), root * (a2r - a1r)
             er, ei = a0r - half * sr, a0i - half * si
@@ -121,18 +145,18 @@ def _pass3(x, y, w, c, lanes):
             PUT(y, o + 2 * S, tr, ti, w2r, w2i)
 
 
-def _pass4(x, y, w, c, lanes):
+def _pass4(x, v, y, w, c, lanes):
     count = S // LANES * lanes
     for p in range(M):
-        v = AT + 6 * p
-        w1r, w1i, w2r, w2i = w[v], w[v + 1], w[v + 2], w[v + 3]
-        w3r, w3i = w[v + 4], w[v + 5]
+        t = AT + 6 * p
+        w1r, w1i, w2r, w2i = w[t], w[t + 1], w[t + 2], w[t + 3]
+        w3r, w3i = w[t + 4], w[t + 5]
         for q in range(count):
             i, o = p * S + q, 4 * p * S + q
-            a0r, a0i = x[i], x[i + APART]
-            a1r, a1i = x[i + M * S], x[i + M * S + APART]
-            a2r, a2i = x[i + 2 * M * S], x[i + 2 * M * S + APART]
-            a3r, a3i = x[i + 3 * M * S], x[i + 3 * M * S + APART]
+            a0r, a0i = GET(x, v, i)
+            a1r, a1i = GET(x, v, i + M * S)
+            a2r, a2i = GET(x, v, i + 2 * M * S)
+            a3r, a3i = GET(x, v, i + 3 * M * S)
             br, bi, cr, ci = a0r + a2r, a0i + a2i, a0r - a2r, a0i - a2i
             dr, di, er, ei = a1r + a3r, a1i + a3i, a1i - a3i, a3r - a1r
             y[o] = br + dr
@@ -145,20 +169,20 @@ def _pass4(x, y, w, c, lanes):
             PUT(y, o + 3 * S, tr, ti, w3r, w3i)
 
 
-def _pass5(x, y, w, c, lanes):
+def _pass5(x, v, y, w, c, lanes):
     count = S // LANES * lanes
     c1, c2, s1, s2 = c[3], c[4], c[5], c[6]
     for p in range(M):
-        v = AT + 8 * p
-        w1r, w1i, w2r, w2i = w[v], w[v + 1], w[v + 2], w[v + 3]
-        w3r, w3i, w4r, w4i = w[v + 4], w[v + 5], w[v + 6], w[v + 7]
+        t = AT + 8 * p
+        w1r, w1i, w2r, w2i = w[t], w[t + 1], w[t + 2], w[t + 3]
+        w3r, w3i, w4r, w4i = w[t + 4], w[t + 5], w[t + 6], w[t + 7]
         for q in range(count):
             i, o = p * S + q, 5 * p * S + q
-            a0r, a0i = x[i], x[i + APART]
-            a1r, a1i = x[i + M * S], x[i + M * S + APART]
-            a2r, a2i = x[i + 2 * M * S], x[i + 2 * M * S + APART]
-            a3r, a3i = x[i + 3 * M * S], x[i + 3 * M * S + APART]
-            a4r, a4i = x[i + 4 * M * S], x[i + 4 * M * S + APART]
+            a0r, a0i = GET(x, v, i)
+            a1r, a1i = GET(x, v, i + M * S)
+            a2r, a2i = GET(x, v, i + 2 * M * S)
+            a3r, a3i = GET(x, v, i + 3 * M * S)
+            a4r, a4i = GET(x, v, i + 4 * M * S)
             br, bi, dr, di = a1r + a4r, a1i + a4i, a1r - a4r, a1i - a4i
             er, ei, fr, fi = a2r + a3r, a2i + a3i, a2r - a3r, a2i - a3i
             y[o] = a0r + (br + er)
@@ -177,24 +201,24 @@ def _pass5(x, y, w, c, lanes):
             PUT(y, o + 3 * S, tr, ti, w3r, w3i)
 
 
-def _pass8(x, y, w, c, lanes):
+def _pass8(x, v, y, w, c, lanes):
     count = S // LANES * lanes
     root = c[0]
     for p in range(M):
-        v = AT + 14 * p
-        w1r, w1i, w2r, w2i, w3r, w3i = w[v], w[v + 1], w[v + 2], w[v + 3], w[v + 4], w[v + 5]
-        w4r, w4i, w5r, w5i, w6r, w6i = w[v + 6], w[v + 7], w[v + 8], w[v + 9], w[v + 10], w[v + 11]
-        w7r, w7i = w[v + 12], w[v + 13]
+        t = AT + 14 * p
+        w1r, w1i, w2r, w2i, w3r, w3i = w[t], w[t + 1], w[t + 2], w[t + 3], w[t + 4], w[t + 5]
+        w4r, w4i, w5r, w5i, w6r, w6i = w[t + 6], w[t + 7], w[t + 8], w[t + 9], w[t + 10], w[t + 11]
+        w7r, w7i = w[t + 12], w[t + 13]
         for q in range(count):
             i, o = p * S + q, 8 * p * S + q
-            a0r, a0i = x[i], x[i + APART]
-            a1r, a1i = x[i + M * S], x[i + M * S + APART]
-            a2r, a2i = x[i + 2 * M * S], x[i + 2 * M * S + APART]
-            a3r, a3i = x[i + 3 * M * S], x[i + 3 * M * S + APART]
-            a4r, a4i = x[i + 4 * M * S], x[i + 4 * M * S + APART]
-            a5r, a5i = x[i + 5 * M * S], x[i + 5 * M * S + APART]
-            a6r, a6i = x[i + 6 * M * S], x[i + 6 * M * S + APART]
-            a7r, a7i = x[i + 7 * M * S], x[i + 7 * M * S + APART]
+            a0r, a0i = GET(x, v, i)
+            a1r, a1i = GET(x, v, i + M * S)
+            a2r, a2i = GET(x, v, i + 2 * M * S)
+            a3r, a3i = GET(x, v, i + 3 * M * S)
+            a4r, a4i = GET(x, v, i + 4 * M * S)
+            a5r, a5i = GET(x, v, i + 5 * M * S)
+            a6r, a6i = GET(x, v, i + 6 * M * S)
+            a7r, a7i = GET(x, v, i + 7 * M * S)
             # four points of even number
             br, bi, cr, ci = a0r + a4r, a0i + a4i, a0r - a4r, a0i - a4i
             dr, di, er, ei = a2r + a6r, a2i + a6i, a2i - a6i, a6r - a2r
@@ -229,29 +253,34 @@ def _pass8(x, y, w, c, lanes):
 PASS = {2: _pass2, 3: _pass3, 4: _pass4, 5: _pass5, 8: _pass8}
 
 
-def _forward(source, x, y, out, tables):
-    """Transform LANES lines of N points (unnormalised FFT); parts are ``(N, LANES)``.
+def _passes_of(first, second, x, y, out, tables):
+    """Transform LANES lines of N points (unnormalised FFT), which GET reads from two sources.
 
     Args:
-        source: the lines; may be y.
+        first, second: the sources; may be y.
         x, y: work arrays.
         out: the spectra; may be x if PASSES is odd, y if it is even.
         tables: twiddles, constants, LANES, and the places of columns in mixed fields.
     """
     w, c, lanes, _ = tables
-    P0(source, out if PASSES == 1 else x, w, c, lanes)
+    P0(first, second, out if PASSES == 1 else x, w, c, lanes)
     if PASSES > 1:
-        P1(x, out if PASSES == 2 else y, w, c, lanes)
+        P1(x, x, out if PASSES == 2 else y, w, c, lanes)
     if PASSES > 2:
-        P2(y, out if PASSES == 3 else x, w, c, lanes)
+        P2(y, y, out if PASSES == 3 else x, w, c, lanes)
     if PASSES > 3:
-        P3(x, out if PASSES == 4 else y, w, c, lanes)
+        P3(x, x, out if PASSES == 4 else y, w, c, lanes)
     if PASSES > 4:
-        P4(y, out if PASSES == 5 else x, w, c, lanes)
+        P4(y, y, out if PASSES == 5 else x, w, c, lanes)
     if PASSES > 5:
-        P5(x, out if PASSES == 6 else y, w, c, lanes)
+        P5(x, x, out if PASSES == 6 else y, w, c, lanes)
     if PASSES > 6:
-        P6(y, out, w, c, lanes)
+        P6(y, y, out, w, c, lanes)
+
+
+def _forward(source, x, y, out, tables):
+    """Transform LANES lines of N points; parts are ``(N, LANES)``; see _passes_of."""
+    PASSES_OF(source, source, x, y, out, tables)
 
 
 # -- the three stages of a member -----------------------------------------------------------------
@@ -305,7 +334,7 @@ def _multiply(mixed, rows, work, tables):
     """Replace mixed fields of ``rows`` rows, exchanged, by twice those of their two products."""
     x, y, vorticity, tiles = work
     places = tables[3]
-    z = y if PASSES % 2 else x
+    z, other = (y, x) if PASSES % 2 else (x, y)
     for first in range(0, rows, LANES):
         if FORM == FLUX:
             PACK(mixed[2], mixed[2], first, places, x, tiles)
@@ -313,9 +342,8 @@ def _multiply(mixed, rows, work, tables):
             vorticity[:APART] = z[APART:]
         PACK(mixed[0], mixed[1], first, places, x, tiles)
         FORWARD(x, y, x, z, tables)
-        PRODUCTS(z, vorticity, x)
-        FORWARD(x, y, x, z, tables)
-        UNPACK(z, mixed[0], mixed[1], first, places, tiles)
+        OF_PRODUCTS(z, vorticity, other, z, x, tables)
+        UNPACK(x, mixed[0], mixed[1], first, places, tiles)
 
 
 def _pack(a, b, first, places, x, tiles):
@@ -340,18 +368,6 @@ def _pack(a, b, first, places, x, tiles):
     for o in range((K + 1) * LANES, (N - K) * LANES):
         x[o] = 0
         x[o + APART] = 0
-
-
-def _products(z, vorticity, x):
-    """Multiply: u + i v, exchanged, to u v + i (v^2 - u^2), or in flux form to u w + i v w."""
-    for o in range(N * LANES):
-        u, v = z[o + APART], z[o]
-        if FORM != BASDEVANT:
-            x[o] = u * vorticity[o]
-            x[o + APART] = v * vorticity[o]
-        else:
-            x[o] = u * v
-            x[o + APART] = (v - u) * (v + u)
 
 
 def _unpack(z, a, b, first, places, tiles):
@@ -415,23 +431,21 @@ def _store(z, factors, f, block, spectrum, lanes):
 
 # -- two layers -----------------------------------------------------------------------------------
 #
-# The mixed fields are u and v of the upper layer, u and v of the lower one, and both potential
-# vorticities. The latter are one complex line of a row, so a step has five transforms of a row for
-# the six of two layers alone. Streamfunctions exist in registers only.
+# Each layer carries its own vorticity in Basdevant's form, by two products of its velocities. The
+# layers exchange potential vorticity by one more product, J(psi, psi') = u v' - v u', which both
+# share. So a step has nine transforms of columns for the ten of two layers in flux form. The mixed
+# fields are u and v of the upper layer, u and v of the lower one, and on the way back the exchange.
+# Streamfunctions exist in registers only.
 
 
 def _layers_to_rows(state, factors, mixed, work, tables):
-    """Transform both layers' spectra ``(2, 2K + 1, 2 columns)`` to six mixed fields, exchanged."""
-    x, y, v, _ = work
-    into, inversion, _, _ = factors
-    lanes = tables[2]
+    """Transform both layers' spectra ``(2, 2K + 1, 2 columns)`` to four mixed fields, exchanged."""
+    x, y, v = work[:3]
     for block in range(mixed.shape[1]):
         for layer in range(2):
-            LOAD_FLOW(state, into, inversion, layer, block, x, v, lanes)
+            LOAD_FLOW(state, factors[0], factors[1], layer, block, x, v, tables[2])
             FORWARD(x, y, x, mixed[2 * layer, block], tables)
             FORWARD(v, y, v, mixed[2 * layer + 1, block], tables)
-            LOAD(state[layer], into, 2, block, x, lanes)
-            FORWARD(x, y, x, mixed[4 + layer, block], tables)
 
 
 def _load_flow(state, into, inversion, layer, block, x, y, lanes):  # noqa: PLR0913 - compiled
@@ -463,31 +477,64 @@ def _load_flow(state, into, inversion, layer, block, x, y, lanes):  # noqa: PLR0
 
 
 def _layers_multiply(mixed, rows, work, tables):
-    """Replace velocities of ``rows`` rows by twice the mixed fields of their layer's products."""
-    x, y, vorticities, tiles = work
+    """Replace velocities of ``rows`` rows by twice their layer's products; write the exchange."""
+    x, y, upper, lower, tiles = work
     places = tables[3]
-    z = y if PASSES % 2 else x
+    z = x if PASSES % 2 else y
+    apart = mixed.shape[2] // 2
     for first in range(0, rows, LANES):
-        PACK(mixed[4], mixed[5], first, places, x, tiles)
-        FORWARD(x, y, x, z, tables)
-        vorticities[:APART] = z[APART:]
-        vorticities[APART:] = z[:APART]
-        for layer in range(2):
-            u, v = mixed[2 * layer], mixed[2 * layer + 1]
-            PACK(u, v, first, places, x, tiles)
-            FORWARD(x, y, x, z, tables)
-            PRODUCTS(z, vorticities[layer * APART :], x)
-            FORWARD(x, y, x, z, tables)
-            UNPACK(z, u, v, first, places, tiles)
+        PACK(mixed[0], mixed[1], first, places, x, tiles)
+        FORWARD(x, y, x, upper, tables)
+        PACK(mixed[2], mixed[3], first, places, x, tiles)
+        FORWARD(x, y, x, lower, tables)
+        OF_EXCHANGE(upper, lower, x, y, z, tables)
+        k, at = 0, first * LANES
+        for block in range(mixed.shape[1]):  # columns of a block are next to each other
+            transpose(z, k * LANES, mixed[4, block], at)
+            transpose(z, k * LANES + APART, mixed[4, block], at + apart)
+            while k <= K and places[k] // LANES == block:
+                k += 1
+        OF_PRODUCTS(upper, upper, x, y, z, tables)
+        UNPACK(z, mixed[0], mixed[1], first, places, tiles)
+        OF_PRODUCTS(lower, lower, x, y, z, tables)
+        UNPACK(z, mixed[2], mixed[3], first, places, tiles)
 
 
 def _layers_to_columns(mixed, state, factors, back, out, work, tables):
-    """Transform the products of both layers, and add the linear terms that couple the layers."""
+    """Transform the products, and add the linear terms that couple the layers."""
+    x, y, v, exchange = work[:4]
+    # the transform of the first product is in one buffer; the other one and v serve the second
+    z, other = (x, y) if PASSES % 2 else (y, x)
+    a, b = (v, other) if PASSES % 2 else (other, v)
     for block in range(mixed.shape[1]):
+        FORWARD(mixed[4, block], x, y, exchange, tables)
         for layer in range(2):
-            u, v = mixed[2 * layer, block], mixed[2 * layer + 1, block]
-            FLUX_OUT(u, v, back, block, out[layer], work, tables)
+            FORWARD(mixed[2 * layer, block], x, y, z, tables)
+            FORWARD(mixed[2 * layer + 1, block], a, b, v, tables)
+            STORE_LAYER(z, v, exchange, back, layer, block, out, tables[2])
         ADD_LINEAR(state, factors, block, out, tables[2])
+
+
+def _store_layer(z, v, exchange, factors, layer, block, out, lanes):  # noqa: PLR0913 - compiled
+    """Store the sum of a layer's two products and of the exchange, each times its factor.
+
+    The factors are those of the products of any layer, then those of the exchange by layer.
+    """
+    first, columns = block * LANES, out.shape[2] // 2
+    width, count = min(lanes, columns - first), (2 * K + 1) * columns
+    for row in range(2 * K + 1):
+        o = (row if row <= K else row + N - 2 * K - 1) * LANES
+        if width == LANES:
+            at = row * columns + first
+            store_layer(z, v, exchange, o, APART, factors, at, count, layer, out)
+            continue
+        line = out[layer, row, 2 * first :]
+        f, g, h = factors[0, row, first:], factors[1, row, first:], factors[2 + layer, row, first:]
+        for q in range(width):
+            i = o + q
+            line[2 * q] = (f[q] * z[i] + g[q] * v[i]) + h[q] * exchange[i]
+            i = i + APART
+            line[2 * q + 1] = (f[q] * z[i] + g[q] * v[i]) + h[q] * exchange[i]
 
 
 def _add_linear(state, factors, block, out, lanes):
@@ -590,7 +637,9 @@ def programs(size: int, form: str) -> Programs:
     names: dict[str, Any] = {"N": size, "K": retained_modes(size), "APART": apart(size)}
     names["FORM"] = form
     add_transform(names)
-    parts = (_load, _pack, _products, _unpack, _store, _flux_out, _load_flow, _add_linear)
+    names["OF_PRODUCTS"] = transform_of(names, _get_flux if form == FLUX else _get_squares)
+    names["OF_EXCHANGE"] = transform_of(names, _get_exchange)
+    parts = _load, _pack, _unpack, _store, _flux_out, _load_flow, _store_layer, _add_linear
     stages, members = ONE_FLOW if form != LAYERS else TWO_LAYERS
     for part in (*parts, *stages):
         name = part.__name__.removeprefix("_layers")[1:] if form == LAYERS else part.__name__[1:]
@@ -599,18 +648,31 @@ def programs(size: int, form: str) -> Programs:
 
 
 def add_transform(names: dict[str, Any]) -> None:
-    """Add the compiled FFT of N points, FORWARD, its passes and their number to ``names``."""
-    size = names["N"]
-    passes, m, s, at = [], size, LANES, 0
-    for radix in radices(size):
-        m //= radix
-        of_pass = {**names, "M": m, "S": s, "AT": at}
-        of_pass["PUT"] = specialise(_put, of_pass, inline="always")
-        passes.append(specialise(PASS[radix], of_pass))
-        s, at = s * radix, at + 2 * (radix - 1) * m
-    names["PASSES"] = len(passes)
-    names.update({f"P{i}": passes[min(i, len(passes) - 1)] for i in range(MOST_PASSES)})
+    """Add the compiled FFT of N points, FORWARD, and the number of its passes to ``names``."""
+    names["PASSES"] = len(radices(names["N"]))
+    names["LATER"] = [compiled_pass(names, place, _get) for place in range(1, names["PASSES"])]
+    names["PASSES_OF"] = transform_of(names, _get)
     names["FORWARD"] = specialise(_forward, names)
+
+
+def transform_of(names: dict[str, Any], get: Callable) -> Any:
+    """Return the compiled FFT of the N points that ``get`` reads from two sources."""
+    passes = [compiled_pass(names, 0, get), *names["LATER"]]
+    chain = {f"P{i}": passes[min(i, len(passes) - 1)] for i in range(MOST_PASSES)}
+    return specialise(_passes_of, {**names, **chain, "SOURCE": get.__name__})
+
+
+def compiled_pass(names: dict[str, Any], place: int, get: Callable) -> Any:
+    """Return the compiled pass number ``place`` of the FFT of N points, which ``get`` reads."""
+    m, s, at = names["N"], LANES, 0
+    for radix in radices(names["N"])[:place]:
+        m, s = m // radix, s * radix
+        at += 2 * (radix - 1) * m
+    radix = radices(names["N"])[place]
+    of_pass = {**names, "M": m // radix, "S": s, "AT": at, "SOURCE": get.__name__}
+    of_pass["GET"] = specialise(get, of_pass, inline="always")
+    of_pass["PUT"] = specialise(_put, of_pass, inline="always")
+    return specialise(PASS[radix], of_pass)
 
 
 def with_names(template: Callable, names: dict) -> Callable:
@@ -621,7 +683,7 @@ def with_names(template: Callable, names: dict) -> Callable:
     function = FunctionType(
         template.__code__, {**template.__globals__, **names}, template.__name__
     )
-    differs = [names[name] for name in ("FORM", "N", "M", "S") if name in names]
+    differs = [names[name] for name in ("FORM", "N", "M", "S", "SOURCE") if name in names]
     function.__qualname__ = "_".join([template.__name__, *map(str, differs), VERSION])
     return function
 

@@ -6,6 +6,7 @@ in some width. They move, add and subtract, so bits are those of loops over sing
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -48,6 +49,13 @@ class _Vectors:
         for half in (0, LANES // 2):
             order = [half + i // 2 + i % 2 * LANES for i in range(LANES)]
             self.store(_shuffle(self.builder, real, imag, order), index, 2 * half)
+
+
+def _splat(builder, number):
+    """Return eight times a number."""
+    vector = ir.VectorType(number.type, LANES)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.IntType(32)(0))
+    return _shuffle(builder, one, one, [0] * LANES)
 
 
 def _shuffle(builder, a, b, order):
@@ -247,6 +255,35 @@ def store_flux(  # noqa: PLR0913 - compiled
 
 
 @intrinsic
+def store_layer(  # noqa: PLR0913 - compiled
+    typing_context, x, y, z, o, apart, factors, at, count, layer, pairs
+):
+    """Write factors[0] times line x, factors[1] times y and factors[2 + layer] times z to pairs.
+
+    The three are added from left to right; pairs are of several layers.
+    """
+
+    def generate(context, builder, signature, arguments):
+        def vectors(place):
+            return _Vectors(context, builder, signature.args[place], arguments[place])
+
+        o, apart, at, count, layer = (arguments[place] for place in (3, 4, 6, 7, 8))
+        field = builder.add(layer, ir.Constant(layer.type, 2))
+        places = at, builder.add(at, count), builder.add(at, builder.mul(field, count))
+        times = [vectors(5).load(place) for place in places]
+        parts = []
+        for part in (o, builder.add(o, apart)):
+            terms = [builder.fmul(a, vectors(line).load(part)) for line, a in enumerate(times)]
+            parts.append(builder.fadd(builder.fadd(terms[0], terms[1]), terms[2]))
+        mode = builder.add(at, builder.mul(layer, count))
+        vectors(9).store_pairs(*parts, builder.mul(mode, ir.Constant(mode.type, 2)))
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(x, y, z, i, i, factors, i, i, i, pairs), generate
+
+
+@intrinsic
 def add_linear(  # noqa: PLR0913 - compiled
     typing_context, state, at, count, inversion, gradients, drag, out
 ):
@@ -276,3 +313,51 @@ def add_linear(  # noqa: PLR0913 - compiled
 
     i = types.intp
     return types.void(state, i, i, inversion, gradients, drag, out), generate
+
+
+# -- a multistep update ---------------------------------------------------------------------------
+
+
+@intrinsic
+def adams_bashforth(  # noqa: PLR0913 - compiled
+    typing_context, w, rate, before, first, held, real, imag, filter_, j, weights, dt
+):
+    """Advance eight modes of ``w`` from mode j on by a step, and both past rates by one.
+
+    ``w``, the rates and ``held`` are pairs; the linear symbol ``(real, imag)`` and the filter have
+    a number per mode; ``weights`` are a tuple of three.
+    """
+
+    def generate(context, builder, signature, arguments):
+        def vectors(place):
+            return _Vectors(context, builder, signature.args[place], arguments[place])
+
+        def total(*each):
+            return functools.reduce(builder.fadd, each)
+
+        j, step = arguments[8], _splat(builder, arguments[10])
+        times = [
+            _splat(builder, builder.extract_value(arguments[9], number)) for number in range(3)
+        ]
+        pair = builder.mul(j, ir.Constant(j.type, 2))
+        (x, y), now, last, oldest, added = (vectors(each).load_pairs(pair) for each in range(5))
+        real, imag, factor = (vectors(each).load(j) for each in (5, 6, 7))
+        linear = (
+            builder.fsub(builder.fmul(x, real), builder.fmul(y, imag)),
+            builder.fadd(builder.fmul(y, real), builder.fmul(x, imag)),
+        )
+        rates = [builder.fadd(*both) for both in zip(now, linear)]
+        advanced = []
+        for part, state in enumerate((x, y)):
+            past = rates[part], last[part], oldest[part]
+            change = total(*(builder.fmul(*both) for both in zip(past, times)), added[part])
+            advanced.append(builder.fmul(builder.fadd(state, builder.fmul(change, step)), factor))
+        vectors(3).store_pairs(*last, pair)
+        vectors(2).store_pairs(*rates, pair)
+        vectors(0).store_pairs(*advanced, pair)
+        return context.get_dummy_value()
+
+    return (
+        types.void(w, rate, before, first, held, real, imag, filter_, types.intp, weights, dt),
+        generate,
+    )

@@ -92,7 +92,8 @@ class TwoProducts(Advection):
             self.compiled = compiled_advection(self.form, transform, *factors)
         self._key = self.form, transform.grid.sizes, transform.real, transform.num_ranks
 
-    def factors(self, grid: Grid) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def factors(grid: Grid) -> tuple[Tensor, Tensor]:
         """Return the real factors of the spectra of the two products, per mode."""
         raise NotImplementedError
 
@@ -139,7 +140,8 @@ class Flux(TwoProducts):
 
     form = "flux"
 
-    def factors(self, grid):
+    @staticmethod
+    def factors(grid):
         return grid.kx, grid.ky
 
     def carry(self, stream: Tensor, carried: Tensor, out: Tensor) -> Tensor:
@@ -180,7 +182,8 @@ class Basdevant(TwoProducts):
 
     form = "basdevant"
 
-    def factors(self, grid):
+    @staticmethod
+    def factors(grid):
         return grid.kx**2 - grid.ky**2, grid.kx * grid.ky
 
     def by_transforms(self, w, out):

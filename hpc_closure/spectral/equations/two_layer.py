@@ -108,7 +108,7 @@ class TwoLayerTerms(Terms):
     """Advection in flux form, and the linear terms that couple the layers."""
 
     def __init__(self, equation: TwoLayerQG, transform):
-        from hpc_closure.spectral.equations.advection import Flux
+        from hpc_closure.spectral.equations.advection import Basdevant, Flux
 
         super().__init__(equation, transform)
         grid, factors = transform.grid, transform.factors
@@ -123,10 +123,13 @@ class TwoLayerTerms(Terms):
         if transform.lines.on_cpu:
             from hpc_closure.spectral.cpu.layers import compiled_layers
 
+            f1, f2 = equation.stretching
+            flows = (grid.k2 > 0).to(grid.k2)  # the mean of J(psi_1, psi_2) is zero
             self.compiled = compiled_layers(
                 transform,
                 self.transport.to_velocity,
-                self.transport.to_tendency,
+                factors(*Basdevant.factors(grid)),
+                factors(-f1 * flows, f2 * flows),
                 self.inversion,
                 self.gradients,
                 self.drag[None],
