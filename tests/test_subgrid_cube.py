@@ -54,7 +54,7 @@ NETWORK = [
     "model.validate_parts=off",
     "train.augment=true",
     "train.rollout_training={steps: 2, batch: 2, horizon: [1, 2], lr: 1.0e-3}",
-    "train.stability_test={horizon: 5, members: 1}",
+    "train.stability_test={horizon: 5, members: 1, balance: true}",
 ]
 BARE = ["use.data=cube", "model.conditions.previous_closures=0"]
 B = band(2, 6.283185307179586, 3)

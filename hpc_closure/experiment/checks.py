@@ -455,6 +455,14 @@ def _check_model(experiment) -> None:
     config = resolve(settings)
     if conditions.forecast:
         _check_forecast(experiment)
+    test = experiment.train.stability_test
+    regressed = kind_of_model is None and "regression" in config["mean"]
+    if test and test.balance and not (regressed and conditions.previous_closures):
+        raise ValueError(
+            "train.stability_test.balance=true changes the regression of a closure that reads "
+            "previous closures: set model.conditions.previous_closures and a model.mean with "
+            "regression, or train.stability_test.balance=false"
+        )
     if kind_of_model is not None:
         sides = experiment.physics.dimensions
         if not _fits(kind_of_model, sides):

@@ -416,6 +416,11 @@ class StabilityTest(Section):
         400, description="closure calls of a run, of which the second half is tested"
     )
     members: Count = Field(2, description="trajectories from each start")
+    balance: bool = Field(
+        False,
+        description="add a damping rate per shell to the closure, so that these runs have the "
+        "DNS's energy in it",
+    )
 
 
 class Train(Section):
@@ -495,7 +500,7 @@ class Train(Section):
     stability_test: StabilityTest | None = Field(
         None,
         description="reduce the share of the mean's network until long coupled runs are stable, "
-        "for a model that reads previous closures; none = off",
+        "and balance energies, for a model that reads previous closures; none = off",
     )
     rollout_training: RolloutTraining | None = Field(
         None, description="last phase of training, through the reduced solver; none = off"
@@ -1078,6 +1083,8 @@ class Experiment(Section):
         for name in ("stability_test", "rollout_training"):
             if train[name] is None:
                 del train[name]
+            elif not train[name].get("balance", True):  # which hashes of older runs lack
+                del train[name]["balance"]
         if train["seed"] in (None, plain["seed"]):
             del train["seed"]
         model = {key: value for key, value in plain["model"].items() if value is not None}

@@ -193,6 +193,7 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     from hpc_closure.closure.artifact import build
     from hpc_closure.closure.composed.model import CompositeClosure
     from hpc_closure.closure.fitting import coupled_phases
+    from hpc_closure.closure.fitting.balance import BalanceEnergy
     from hpc_closure.closure.fitting.rollout_training import RolloutLoss
     from hpc_closure.closure.fitting.steady import LongRuns
     from hpc_closure.closure.model import RolloutTraining
@@ -218,6 +219,7 @@ def build_model(experiment: Experiment) -> "ClosureModel":
     if isinstance(model, CompositeClosure) and generate.closure == "subgrid":
         model.recorded_every = generate.spacing / (generate.interval * generate.dt)
     kind, interval = experiment.generate.closure, experiment.generate.interval
+    balance = None
     if experiment.train.stability_test is not None and isinstance(model, CompositeClosure):
         long = experiment.train.stability_test
         stride = Choices(experiment).stride
@@ -225,7 +227,10 @@ def build_model(experiment: Experiment) -> "ClosureModel":
         span, seed = interval * experiment.generate.dt, experiment.seed
         runs = LongRuns(problem, kind, span, long.horizon, long.members, seed)
         coupled_phases.choose_share(model, runs)
+        balance = BalanceEnergy(long_runs=runs) if long.balance else None
     if section is None:
+        if balance:
+            model.phases = (*model.phases, balance)
         return model
     assert isinstance(model, CompositeClosure)
     members = 1 if model.config["residual"] == "none" else section.members
@@ -241,6 +246,7 @@ def build_model(experiment: Experiment) -> "ClosureModel":
             Choices(experiment).stride,
         ),
         RolloutTraining(section.steps, section.batch, section.lr, section.horizon),
+        balance,
     )
     return model
 

@@ -7,6 +7,7 @@ steady      valid    the share of the mean's network for long runs (:mod:`steady
 law         hold     the law of the residual, again
 trajectory  train    the mean's network, the factors of regression and noise, by gradients
                      through the solver (:mod:`rollout_training`)
+balance     valid    a damping rate per shell for long runs (:mod:`balance`)
 noise       valid    the noise amplitude, so that the spread of ensembles matches their error
 =========== ======== ===========================================================================
 """
@@ -50,10 +51,15 @@ def choose_share(model: CompositeClosure, long_runs: LongRuns) -> None:
 
 
 def train_through(
-    model: CompositeClosure, trajectories: RolloutLoss, through: RolloutTraining
+    model: CompositeClosure,
+    trajectories: RolloutLoss,
+    through: RolloutTraining,
+    balance: Phase | None = None,
 ) -> None:
-    """Add two last phases: training through the solver, and calibration of the noise amplitude."""
+    """Add last phases: training through the solver, ``balance``, calibration of the noise."""
     model.phases = (*model.phases, TrainThroughSolver(through=through, trajectories=trajectories))
+    if balance is not None:
+        model.phases = (*model.phases, balance)
     if model.config["residual"] != "none":
         judged = replace(through, steps=0)
         model.phases = (*model.phases, CalibrateNoise(through=judged, trajectories=trajectories))

@@ -1,0 +1,121 @@
+r"""Linear damping per shell with which long coupled runs have the energy of the DNS.
+
+A closure that is right over a few calls may let the energy of a shell drift over hundreds: its
+error in the energy budget of a shell is small beside what passes through, and adds up until the
+shell's own transfer balances it. So the reduced solver runs from states of the validation
+trajectories, with draws of the closure, far longer than in training. A shell with too much energy
+gets a damping rate :math:`\delta`, one with too little a growth rate: the closure's mean is
+:math:`-\delta\,\hat w` more. That is a change of the regression's coefficient of the state, so
+draws cost as much as before. Drains of bare solvers (:mod:`hpc_closure.generate.pilot`) do the
+same, and are fitted one interval ahead.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpc_closure.closure.composed.model import CompositeClosure
+from hpc_closure.closure.composed.reading import snapshots
+from hpc_closure.closure.fitting.steady import LongRuns, RunResult
+from hpc_closure.closure.model import ClosedFormPhase
+from hpc_closure.closure.reductions import Reader
+
+__all__ = ["BalanceEnergy", "damp"]
+
+ROUNDS = 12  # largest number of trial runs
+GAIN = 0.5  # first change of a rate, in damping rates of the DNS's closure, per log of the energy
+FLOOR = 0.05  # least such damping rate, in rms of the closure over that of the state
+SLOWER, FASTER = 0.4, 1.5  # factors of a shell's gain after a change of sign, and without one
+NEAR = 0.02  # relative error of a shell's energy that is left,
+ERRORS = 2.0  # and standard errors within which it may be chance
+LEAST = 0.1  # trained factors of a coefficient are taken to be at least as large
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceEnergy(ClosedFormPhase):
+    """Change the damping of each shell until long coupled runs have the energy of the DNS."""
+
+    name: str = "balance"
+    share: float = 0.0
+    members: str = "valid"
+    long_runs: LongRuns
+
+    def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
+        """Run, change the rates, and use those of the best run; returns all trials."""
+        plain, tried = model.statistics.library, []
+        gain = GAIN * damping(model, reader)[1:]
+        rates, before = torch.zeros(model.band.grid.num_shells, dtype=torch.float64), None
+        for _ in range(ROUNDS):
+            found = self.long_runs.run(model, reader)
+            tried.append((rates.clone(), found))
+            wrong = off(found)
+            if found.lost or not bool(wrong.any()):
+                break
+            if before is not None:
+                gain *= torch.where(wrong * before < 0, SLOWER, FASTER)
+            rates[1:] += gain * wrong
+            damp(model, plain, rates)
+            before = wrong
+
+        def badness(trial: tuple[Tensor, RunResult]) -> tuple[float, ...]:
+            found = trial[1]
+            return found.lost, float(off(found).abs().max()), found.rescaled
+
+        best, _ = min(tried, key=badness)
+        damp(model, plain, best)
+        return {"tried": [in_words(*each) for each in tried]}
+
+
+def damping(model: CompositeClosure, reader: Reader) -> Tensor:
+    """Compute the size (shells,) of the rates at which the DNS's closures damp or feed a shell.
+
+    It is at least FLOOR times the closure's rms over the state's.
+    """
+    shells = model.band.grid.num_shells
+    work, own, power = torch.zeros(3, shells, dtype=torch.float64)
+    for frames_hat, target_hat, _ in snapshots(model, reader):
+        state = frames_hat[:, 0]
+        for total, each in (
+            (work, (target_hat * state.conj()).real),
+            (own, target_hat.abs().square()),
+            (power, state.abs().square()),
+        ):
+            total += model.band.grid.shell_sum(each).flatten(0, -2).sum(0).cpu()
+    work, own, power = reader.sum(work, own, power)
+    power = power.clamp(min=1e-300)
+    return torch.maximum(work.abs() / power, FLOOR * (own / power).sqrt())
+
+
+def off(found: RunResult) -> Tensor:
+    """Return the logarithm (shells,) of energy over that of the DNS, 0 where it may be chance."""
+    wrong = found.ratio.clamp(min=1e-3).log()
+    least = (ERRORS * found.error / found.ratio.clamp(min=1e-3)).clamp(min=NEAR)
+    return torch.where(found.judged & (wrong.abs() > least), wrong, 0.0)
+
+
+def damp(model: CompositeClosure, plain: Tensor, rates: Tensor) -> None:
+    """Set the regression to ``plain``, with damping rates (shells,) of each field's state added."""
+    library, own = model.library, model.feature_set.own
+    coefficients, shell = plain.clone(), model.band.group_shell
+    rows = (
+        [library.names.index("u")] if library.is_vector else [own] if not library.channels else own
+    )
+    fields = coefficients if library.channels else coefficients[None]
+    factors = model.adjustment().terms.detach().double() if model.adjustment else None
+    for field, row in zip(fields, rows):
+        rate = rates if factors is None else rates / factors[row].clamp(min=LEAST)
+        field[row] -= rate[shell]
+    model.adopt(replace(model.statistics, library=coefficients))
+
+
+def in_words(rates: Tensor, found: RunResult) -> dict[str, Any]:
+    """Describe rates and results of a trial, for the log."""
+    return {
+        "rates": [float(f"{rate:.3g}") for rate in rates[1:].tolist()],
+        "energy": [round(float(value), 3) for value in found.ratio],
+        "error": [round(float(value), 3) for value in found.error],
+        "rescaled_share": round(found.rescaled, 4),
+        "lost": found.lost,
+    }
