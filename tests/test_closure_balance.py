@@ -34,7 +34,7 @@ def mean_of(model):
 
 def test_what_may_be_chance_is_left_as_it_is():
     assert not off(found(ratio=1.05, error=0.06)).any()
-    assert not off(found(ratio=1.01, error=0.001)).any()
+    assert not off(found(ratio=1.04, error=0.001)).any()
     assert not off(found(ratio=3.0, judged=False)).any()
     assert torch.allclose(off(found(ratio=0.8)), torch.tensor(0.8).log())
 
@@ -47,7 +47,7 @@ def test_damping_is_a_rate_of_the_state_in_its_shell(adjusted):
             model.adjustment.terms.fill_(0.25)
     before, state = mean_of(model)
     rates = torch.linspace(-0.1, 0.5, model.band.grid.num_shells).double()
-    damp(model, model.statistics.library, rates)
+    damp(model, model.statistics, rates)
     after, _ = mean_of(model)
     expected = before - rates[model.band.grid.shell()] * state
     assert torch.allclose(after, expected, atol=1e-6 * float(before.abs().max()))
@@ -84,7 +84,7 @@ def test_rates_are_found_with_which_energies_are_right():
     runs = Drifting(excess)
     report = BalanceEnergy(long_runs=runs).begin(model, Reader(with_previous(40, 6, 1)))
     last = runs.run(model, None)
-    assert off(last).abs().max() < 0.05 < excess.abs().max()
+    assert off(last).abs().max() < 0.1 < excess.abs().max()
     assert len(report["tried"]) > 2
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.composed.reading import snapshots
+from hpc_closure.closure.composed.statistics import Statistics
 from hpc_closure.closure.fitting.steady import LongRuns, RunResult
 from hpc_closure.closure.model import ClosedFormPhase
 from hpc_closure.closure.reductions import Reader
@@ -28,7 +29,7 @@ ROUNDS = 12  # largest number of trial runs
 GAIN = 0.5  # first change of a rate, in damping rates of the DNS's closure, per log of the energy
 FLOOR = 0.05  # least such damping rate, in rms of the closure over that of the state
 SLOWER, FASTER = 0.4, 1.5  # factors of a shell's gain after a change of sign, and without one
-NEAR = 0.02  # relative error of a shell's energy that is left,
+NEAR = 0.05  # relative error of a shell's energy that is left,
 ERRORS = 2.0  # and standard errors within which it may be chance
 LEAST = 0.1  # trained factors of a coefficient are taken to be at least as large
 
@@ -44,28 +45,32 @@ class BalanceEnergy(ClosedFormPhase):
 
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
         """Run, change the rates, and use those of the best run; returns all trials."""
-        plain, tried = model.statistics.library, []
+        plain, tried = model.statistics, []
         gain = GAIN * damping(model, reader)[1:]
         rates, before = torch.zeros(model.band.grid.num_shells, dtype=torch.float64), None
         for _ in range(ROUNDS):
             found = self.long_runs.run(model, reader)
             tried.append((rates.clone(), found))
             wrong = off(found)
+            best, result = min(tried, key=badness)
             if found.lost or not bool(wrong.any()):
                 break
-            if before is not None:
+            if result is not found:  # too far: from the best rates again, more slowly
+                rates, wrong, before = best.clone(), off(result), None
+                gain *= SLOWER
+            elif before is not None:
                 gain *= torch.where(wrong * before < 0, SLOWER, FASTER)
             rates[1:] += gain * wrong
             damp(model, plain, rates)
             before = wrong
-
-        def badness(trial: tuple[Tensor, RunResult]) -> tuple[float, ...]:
-            found = trial[1]
-            return found.lost, float(off(found).abs().max()), found.rescaled
-
-        best, _ = min(tried, key=badness)
         damp(model, plain, best)
         return {"tried": [in_words(*each) for each in tried]}
+
+
+def badness(trial: tuple[Tensor, RunResult]) -> tuple[float, float]:
+    """Return lost members and the largest error of a shell's energy."""
+    _, found = trial
+    return found.lost, float(off(found).abs().max())
 
 
 def damping(model: CompositeClosure, reader: Reader) -> Tensor:
@@ -73,19 +78,18 @@ def damping(model: CompositeClosure, reader: Reader) -> Tensor:
 
     It is at least FLOOR times the closure's rms over the state's.
     """
-    shells = model.band.grid.num_shells
-    work, own, power = torch.zeros(3, shells, dtype=torch.float64)
+    work, closure, power = torch.zeros(3, model.band.grid.num_shells, dtype=torch.float64)
     for frames_hat, target_hat, _ in snapshots(model, reader):
         state = frames_hat[:, 0]
-        for total, each in (
+        for total, product in (
             (work, (target_hat * state.conj()).real),
-            (own, target_hat.abs().square()),
+            (closure, target_hat.abs().square()),
             (power, state.abs().square()),
         ):
-            total += model.band.grid.shell_sum(each).flatten(0, -2).sum(0).cpu()
-    work, own, power = reader.sum(work, own, power)
+            total += model.band.grid.shell_sum(product).flatten(0, -2).sum(0).cpu()
+    work, closure, power = reader.sum(work, closure, power)
     power = power.clamp(min=1e-300)
-    return torch.maximum(work.abs() / power, FLOOR * (own / power).sqrt())
+    return torch.maximum(work.abs() / power, FLOOR * (closure / power).sqrt())
 
 
 def off(found: RunResult) -> Tensor:
@@ -95,19 +99,15 @@ def off(found: RunResult) -> Tensor:
     return torch.where(found.judged & (wrong.abs() > least), wrong, 0.0)
 
 
-def damp(model: CompositeClosure, plain: Tensor, rates: Tensor) -> None:
-    """Set the regression to ``plain``, with damping rates (shells,) of each field's state added."""
-    library, own = model.library, model.feature_set.own
-    coefficients, shell = plain.clone(), model.band.group_shell
-    rows = (
-        [library.names.index("u")] if library.is_vector else [own] if not library.channels else own
-    )
-    fields = coefficients if library.channels else coefficients[None]
-    factors = model.adjustment().terms.detach().double() if model.adjustment else None
-    for field, row in zip(fields, rows):
-        rate = rates if factors is None else rates / factors[row].clamp(min=LEAST)
-        field[row] -= rate[shell]
-    model.adopt(replace(model.statistics, library=coefficients))
+def damp(model: CompositeClosure, plain: Statistics, rates: Tensor) -> None:
+    """Give a model the statistics ``plain`` with damping rates (shells,) of the state added."""
+    library, coefficients = model.library, plain.library.clone()
+    row = library.names.index("u") if library.is_vector else model.feature_set.own
+    if model.adjustment is not None:
+        factors = model.adjustment().terms.detach().double().cpu()
+        rates = rates / factors[row].clamp(min=LEAST)
+    coefficients[row] -= rates[model.band.group_shell]
+    model.adopt(replace(plain, library=coefficients))
 
 
 def in_words(rates: Tensor, found: RunResult) -> dict[str, Any]:
