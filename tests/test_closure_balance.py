@@ -108,10 +108,10 @@ def test_energies_of_real_runs_are_balanced():
     assert off(after).abs().max() < 0.2 and after.lost == 0
 
 
-def test_the_phase_is_after_the_training_and_before_the_noise():
+def test_the_phase_is_the_last_one():
     model = build({**SMALL, **CLOSED, "conditions": PREVIOUS, "adjusted": True}, GRID)
     train_through(model, None, RolloutTraining(1, 1, 1e-3, (1, 2)), BalanceEnergy(long_runs=None))
-    assert [phase.name for phase in model.phases][-3:] == ["trajectory", "balance", "noise"]
+    assert [phase.name for phase in model.phases][-3:] == ["trajectory", "noise", "balance"]
 
 
 @pytest.mark.parametrize(

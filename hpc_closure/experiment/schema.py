@@ -418,8 +418,8 @@ class StabilityTest(Section):
     members: Count = Field(2, description="trajectories from each start")
     balance: bool = Field(
         False,
-        description="add a damping rate per shell to the closure, so that these runs have the "
-        "DNS's energy in it",
+        description="change noise and damping of each shell until these runs have the DNS's "
+        "energy in it",
     )
 
 

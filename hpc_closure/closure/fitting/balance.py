@@ -19,6 +19,7 @@ from torch import Tensor
 from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.composed.reading import snapshots
 from hpc_closure.closure.composed.statistics import Statistics
+from hpc_closure.closure.fitting.phases import rounded
 from hpc_closure.closure.fitting.steady import LongRuns, RunResult
 from hpc_closure.closure.model import ClosedFormPhase
 from hpc_closure.closure.reductions import Reader
@@ -44,33 +45,48 @@ class BalanceEnergy(ClosedFormPhase):
     long_runs: LongRuns
 
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
-        """Run, change the rates, and use those of the best run; returns all trials."""
-        plain, tried = model.statistics, []
-        gain = GAIN * damping(model, reader)[1:]
+        """Return noise, change the rates, use those of the best run; returns noise and trials."""
+        found = self.return_noise(model, reader)
+        plain, gain = model.statistics, GAIN * damping(model, reader)[1:]
         rates, before = torch.zeros(model.band.grid.num_shells, dtype=torch.float64), None
-        for _ in range(ROUNDS):
-            found = self.long_runs.run(model, reader)
-            tried.append((rates.clone(), found))
+        tried = [(rates.clone(), found)]
+        best, result = tried[0]
+        while len(tried) < ROUNDS and bool(off(result).any()):
             wrong = off(found)
-            best, result = min(tried, key=badness)
-            if found.lost or not bool(wrong.any()):
-                break
-            if result is not found:  # too far: from the best rates again, more slowly
+            if found.lost or worst(found) > worst(result) + NEAR:
+                # too far: from the best rates again, more slowly
                 rates, wrong, before = best.clone(), off(result), None
                 gain *= SLOWER
             elif before is not None:
                 gain *= torch.where(wrong * before < 0, SLOWER, FASTER)
             rates[1:] += gain * wrong
             damp(model, plain, rates)
-            before = wrong
+            before, found = wrong, self.long_runs.run(model, reader)
+            tried.append((rates.clone(), found))
+            best, result = min(tried, key=lambda trial: (trial[1].lost, worst(trial[1])))
         damp(model, plain, best)
-        return {"tried": [in_words(*each) for each in tried]}
+        noise = plain.trajectory_noise
+        report = {} if noise is None else {"noise": rounded(noise)}
+        return {**report, "tried": [in_words(*each) for each in tried]}
+
+    def return_noise(self, model: CompositeClosure, reader: Reader) -> RunResult:
+        """Undo the scaling of the noise in shells with too much energy; returns the last run.
+
+        Noise that is scaled to the spread of ensembles feeds a shell over hundreds of calls.
+        """
+        found, noise = self.long_runs.run(model, reader), model.statistics.trajectory_noise
+        heavy = off(found) > 0
+        if noise is None or not bool((heavy & (noise[1:] > 1)).any()):
+            return found
+        noise = noise.clone()
+        noise[1:] = torch.where(heavy, noise[1:].clamp(max=1.0), noise[1:])
+        model.statistics = replace(model.statistics, trajectory_noise=noise)
+        return self.long_runs.run(model, reader)
 
 
-def badness(trial: tuple[Tensor, RunResult]) -> tuple[float, float]:
-    """Return lost members and the largest error of a shell's energy."""
-    _, found = trial
-    return found.lost, float(off(found).abs().max())
+def worst(found: RunResult) -> float:
+    """Return the largest relative error of a shell's energy that is no chance."""
+    return float(off(found).abs().max())
 
 
 def damping(model: CompositeClosure, reader: Reader) -> Tensor:

@@ -7,8 +7,8 @@ steady      valid    the share of the mean's network for long runs (:mod:`steady
 law         hold     the law of the residual, again
 trajectory  train    the mean's network, the factors of regression and noise, by gradients
                      through the solver (:mod:`rollout_training`)
-balance     valid    a damping rate per shell for long runs (:mod:`balance`)
 noise       valid    the noise amplitude, so that the spread of ensembles matches their error
+balance     valid    noise and a damping rate per shell for long runs (:mod:`balance`)
 =========== ======== ===========================================================================
 """
 
@@ -56,13 +56,13 @@ def train_through(
     through: RolloutTraining,
     balance: Phase | None = None,
 ) -> None:
-    """Add last phases: training through the solver, ``balance``, calibration of the noise."""
+    """Add last phases: training through the solver, calibration of the noise, ``balance``."""
     model.phases = (*model.phases, TrainThroughSolver(through=through, trajectories=trajectories))
-    if balance is not None:
-        model.phases = (*model.phases, balance)
     if model.config["residual"] != "none":
         judged = replace(through, steps=0)
         model.phases = (*model.phases, CalibrateNoise(through=judged, trajectories=trajectories))
+    if balance is not None:
+        model.phases = (*model.phases, balance)
 
 
 @dataclass(frozen=True, kw_only=True)
