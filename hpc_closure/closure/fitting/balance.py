@@ -1,10 +1,11 @@
-r"""Linear damping per shell with which long coupled runs have the energy of the DNS.
+r"""Noise and damping per shell with which long coupled runs have the energy of the DNS.
 
 A closure that is right over a few calls may let the energy of a shell drift over hundreds: its
 error in the energy budget of a shell is small beside what passes through, and adds up until the
 shell's own transfer balances it. So the reduced solver runs from states of the validation
 trajectories, with draws of the closure, far longer than in training. A shell with too much energy
-gets a damping rate :math:`\delta`, one with too little a growth rate: the closure's mean is
+loses the noise that was added for the spread of short runs. If that does not suffice it gets a
+damping rate :math:`\delta`, and one with too little energy a growth rate: the closure's mean is
 :math:`-\delta\,\hat w` more. That is a change of the regression's coefficient of the state, so
 draws cost as much as before. Drains of bare solvers (:mod:`hpc_closure.generate.pilot`) do the
 same, and are fitted one interval ahead.
@@ -37,7 +38,7 @@ LEAST = 0.1  # trained factors of a coefficient are taken to be at least as larg
 
 @dataclass(frozen=True, kw_only=True)
 class BalanceEnergy(ClosedFormPhase):
-    """Change the damping of each shell until long coupled runs have the energy of the DNS."""
+    """Change noise and damping of each shell until long coupled runs have the DNS's energy."""
 
     name: str = "balance"
     share: float = 0.0
