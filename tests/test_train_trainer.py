@@ -336,6 +336,7 @@ def test_settings_by_the_old_names_of_keys_are_compared(tmp_path):
     [folder] = (tmp_path / "train" / "checkpoints").iterdir()
     progress = json.loads((folder / "progress.json").read_text())
     old = renames.as_stored({"train": progress["settings"]})["train"]
+    del old["steady"]["balance"]  # a key that an older version does not have
     assert old["steady"]["calls"] == 50
     (folder / "progress.json").write_text(json.dumps({**progress, "settings": old}))
     sums = json.loads((folder / "complete.json").read_text())

@@ -166,7 +166,7 @@ class Trainer:
         changed = [
             f"{key}: {then[key]} -> {value}"
             for key, value in self.learned.items()
-            if key in then and then[key] != value
+            if key in then and then[key] != _known(value, then[key])
         ]
         if changed:
             raise ValueError(
@@ -440,6 +440,13 @@ class Average:
         torch._foreach_lerp_(
             list(self.tensors.values()), [weights[key] for key in self.tensors], 1 - decay
         )
+
+
+def _known(value: Any, stored: Any) -> Any:
+    """Return a setting without the keys that its stored form, of an older version, lacks."""
+    if isinstance(value, dict) and isinstance(stored, dict):
+        return {key: part for key, part in value.items() if key in stored}
+    return value
 
 
 def choose_engine(settings: Train) -> str:
