@@ -433,13 +433,13 @@ def _store(z, factors, f, block, spectrum, lanes):
 #
 # Each layer carries its own vorticity in Basdevant's form, by two products of its velocities. The
 # layers exchange potential vorticity by one more product, J(psi, psi') = u v' - v u', which both
-# share. So a step has nine transforms of columns for the ten of two layers in flux form. The mixed
-# fields are u and v of the upper layer, u and v of the lower one, and on the way back the exchange.
-# Streamfunctions exist in registers only.
+# share. So a step has nine transforms of columns for the ten of two layers in flux form. Mixed
+# fields are u and v of the upper layer, u and v of the lower one, and on the way back the
+# exchange. Streamfunctions exist in registers only.
 
 
 def _layers_to_rows(state, factors, mixed, work, tables):
-    """Transform both layers' spectra ``(2, 2K + 1, 2 columns)`` to four mixed fields, exchanged."""
+    """Transform both layers' spectra (2, 2K + 1, 2 columns) to four mixed fields, exchanged."""
     x, y, v = work[:3]
     for block in range(mixed.shape[1]):
         for layer in range(2):
