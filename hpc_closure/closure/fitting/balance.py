@@ -21,7 +21,7 @@ from hpc_closure.closure.composed.model import CompositeClosure
 from hpc_closure.closure.composed.reading import snapshots
 from hpc_closure.closure.composed.statistics import Statistics
 from hpc_closure.closure.fitting.phases import rounded
-from hpc_closure.closure.fitting.steady import LongRuns, RunResult
+from hpc_closure.closure.fitting.steady import ERRORS, LongRuns, RunResult
 from hpc_closure.closure.model import ClosedFormPhase
 from hpc_closure.closure.reductions import Reader
 
@@ -31,8 +31,7 @@ ROUNDS = 12  # largest number of trial runs
 GAIN = 0.5  # first change of a rate, in damping rates of the DNS's closure, per log of the energy
 FLOOR = 0.05  # least such damping rate, in rms of the closure over that of the state
 SLOWER, FASTER = 0.4, 1.5  # factors of a shell's gain after a change of sign, and without one
-NEAR = 0.05  # relative error of a shell's energy that is left,
-ERRORS = 2.0  # and standard errors within which it may be chance
+NEAR = 0.05  # relative error of a shell's energy that is left
 LEAST = 0.1  # trained factors of a coefficient are taken to be at least as large
 
 
@@ -46,8 +45,8 @@ class BalanceEnergy(ClosedFormPhase):
     long_runs: LongRuns
 
     def begin(self, model: CompositeClosure, reader: Reader) -> dict[str, Any]:
-        """Return noise, change the rates, use those of the best run; returns noise and trials."""
-        found = self.return_noise(model, reader)
+        """Lower the noise, then find rates, and use the best; returns noise and all trials."""
+        found = self.lower_noise(model, reader)
         plain, gain = model.statistics, GAIN * damping(model, reader)[1:]
         rates, before = torch.zeros(model.band.grid.num_shells, dtype=torch.float64), None
         tried = [(rates.clone(), found)]
@@ -70,7 +69,7 @@ class BalanceEnergy(ClosedFormPhase):
         report = {} if noise is None else {"noise": rounded(noise)}
         return {**report, "tried": [in_words(*each) for each in tried]}
 
-    def return_noise(self, model: CompositeClosure, reader: Reader) -> RunResult:
+    def lower_noise(self, model: CompositeClosure, reader: Reader) -> RunResult:
         """Undo the scaling of the noise in shells with too much energy; returns the last run.
 
         Noise that is scaled to the spread of ensembles feeds a shell over hundreds of calls.
@@ -86,7 +85,7 @@ class BalanceEnergy(ClosedFormPhase):
 
 
 def worst(found: RunResult) -> float:
-    """Return the largest relative error of a shell's energy that is no chance."""
+    """Return the largest error of a shell's energy, as a logarithm; 0 if all may be chance."""
     return float(off(found).abs().max())
 
 
